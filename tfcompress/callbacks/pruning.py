@@ -1,0 +1,326 @@
+"""Magnitude pruning as a callback: any model, any training script.
+
+Example:
+    ```python
+    model.fit(x, y, epochs=10, callbacks=[tfc.Pruning(sparsity=0.8)])
+    ```
+"""
+
+import contextlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from tfcompress import schedules, selection
+from tfcompress.checks import check_model
+from tfcompress.graph import kernels
+from tfcompress.numerics import masks
+
+_UPDATES_PER_RAMP = 64
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class Pruning(keras.callbacks.Callback):
+    """Sets the smallest weights of each kernel to zero while `fit` trains the rest.
+
+    After each optimizer step the weights are projected on their mask through
+    `variable.constraint`, which works for every model and every Keras optimizer. Masks
+    are recomputed between batches as the schedule rises; a weight once zero stays zero.
+    Nothing stays on the model: after `fit` it is the plain model, with zeros. Since the
+    zeros are in the weights, a later `Pruning` finds its masks there again.
+
+    The fraction of zeros is in the logs as `sparsity`. A constraint that you set on a
+    weight is applied before the mask and is back in place after `fit`.
+
+    Args:
+        sparsity: Fraction of zeros wanted in each kernel, in [0, 1), rounded to whole
+            weights. `None` keeps the zeros there are, for plain fine-tuning.
+        schedule: A `tfc.schedules` schedule from step (batches since the start of
+            `fit`) to sparsity, instead of `sparsity`. By default it rises from 0 over
+            the first half of the training that `fit` was asked for, as
+            `Polynomial(0, sparsity, end=half)`.
+        frequency: Steps between updates of the masks; `None` spreads 64 updates over
+            the rise.
+        include: Regular expression(s) on the weight's path, or predicate(s): only these
+            kernels are pruned.
+        exclude: The same: these are not.
+        rules: List of `tfc.Rule(match, sparsity=...)`: final sparsity of single kernels.
+
+    Raises:
+        ValueError: At construction if a sparsity is out of range; at the start of `fit`
+            if the model has no prunable weight, or a pattern matches nothing.
+
+    Reference:
+        Zhu & Gupta, "To prune, or not to prune", 2017. arXiv:1710.01878
+    """
+
+    def __init__(
+        self,
+        sparsity=0.8,
+        *,
+        schedule=None,
+        frequency=None,
+        include=None,
+        exclude=None,
+        rules=(),
+    ):
+        super().__init__()
+        _check_arguments(sparsity, schedule, frequency, rules)
+        self.sparsity = None if sparsity is None else masks.check_sparsity(sparsity)
+        self.schedule = schedule
+        self.frequency = frequency
+        self.include = include
+        self.exclude = exclude
+        self.rules = list(rules)
+        self._pruned = []
+
+    def get_config(self):
+        """Returns the constructor's arguments, serialised."""
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "sparsity": self.sparsity,
+            "schedule": serialize(self.schedule) if self.schedule else None,
+            "frequency": self.frequency,
+            "include": self.include,
+            "exclude": self.exclude,
+            "rules": [rule.get_config() for rule in self.rules],
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds the callback from `get_config()`."""
+        schedule = config["schedule"]
+        return cls(
+            **config
+            | {
+                "schedule": keras.saving.deserialize_keras_object(schedule)
+                if schedule
+                else None,
+                "rules": [selection.Rule.from_config(r) for r in config["rules"]],
+            }
+        )
+
+    # Keras calls these.
+
+    def on_train_begin(self, logs=None):
+        self._pruned = []
+        self._steps_per_epoch = self.params.get("steps")
+        self._step = 0
+        self._last_update = None
+        self._curve = self.schedule
+        check_model(self.model)
+        self._check_length()
+        self._attach()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Nothing is counted but the position in the run: a run that was killed and is
+        # resumed at epoch 3 is where the first one was. The weights may have been
+        # restored since `on_train_begin`, so their zeros are read here.
+        self._epoch_start = epoch * (self._steps_per_epoch or 0)
+        if self._last_update is None:
+            for pruned in self._pruned:
+                pruned.find_mask()
+            self._advance(self._epoch_start)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._advance(self._epoch_start + batch + 1)
+        self._batches = batch + 1
+        if logs is not None:
+            logs["sparsity"] = self._reached
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._steps_per_epoch is None:
+            self._steps_per_epoch = self._batches
+        if logs is not None:
+            logs["sparsity"] = self._reached
+
+    def on_train_end(self, logs=None):
+        # An optimizer with `use_ema=True` has just overwritten the weights.
+        for pruned in self._pruned:
+            pruned.apply_mask()
+        self._detach()
+        if self._curve is not None and self._step < self._curve.end:
+            logging.warning(
+                "Training ended at step %d, before the pruning schedule did (step %d): "
+                "sparsity is %.3f. Train longer, or end the schedule earlier.",
+                self._step,
+                self._curve.end,
+                self._reached,
+            )
+
+    # How it works.
+
+    def _attach(self):
+        for pruned in _choose(self):
+            pruned.attach()
+            self._pruned.append(pruned)
+        self._retrace()
+        self._measure()
+
+    def _detach(self):
+        for pruned in self._pruned:
+            pruned.detach()
+        self._retrace()
+
+    def _retrace(self):
+        # A train function that was traced before does not know of the constraints.
+        if getattr(self.model, "train_function", None) is not None:
+            self.model.make_train_function(force=True)
+
+    def _measure(self):
+        total = sum(pruned.size for pruned in self._pruned)
+        self._reached = sum(pruned.zeros for pruned in self._pruned) / total
+
+    def _advance(self, step):
+        """Brings the masks to where the schedule is at `step`, if they are due."""
+        self._step = step
+        if self.sparsity is None and self.schedule is None:
+            self._last_update = step
+            self._measure()
+            return
+        curve = self._curve = self._curve or self._default_curve()
+        if curve is None:
+            return
+        last, ends = self._last_update, step >= curve.end
+        due = last is None or step - last >= self._interval(curve)
+        if not (due or (ends and last < curve.end)):
+            return
+        if last is not None and last >= curve.end:
+            return
+        self._last_update = step
+        share = curve(step) / curve.final if curve.final else 0.0
+        for pruned in self._pruned:
+            pruned.raise_sparsity(share, curve(step))
+        self._measure()
+
+    def _interval(self, curve):
+        if self.frequency is not None:
+            return self.frequency
+        return max(1, (curve.end - curve.begin) // _UPDATES_PER_RAMP)
+
+    def _check_length(self):
+        known = self._steps_per_epoch is not None or self.params["epochs"] > 1
+        if not known and self.schedule is None and self.sparsity is not None:
+            raise ValueError(
+                "Pruning cannot tell how long this `fit` will be: it has one epoch of a "
+                "data set of unknown length. Pass `steps_per_epoch` to `fit`, or "
+                "schedule=tfc.schedules.Polynomial(0, sparsity, end=...) here."
+            )
+
+    def _default_curve(self):
+        """The cubic over the first half of the run; `None` while its length is unknown."""
+        if self._steps_per_epoch is None:
+            return None
+        total = self.params["epochs"] * self._steps_per_epoch
+        return schedules.Polynomial(0.0, self.sparsity, end=max(total // 2, 1))
+
+
+class _Pruned:
+    """A kernel with its mask, while a `fit` lasts."""
+
+    def __init__(self, variable, final, scope):
+        self.variable = variable
+        self.final = final
+        with scope:
+            self.mask = tf.Variable(
+                tf.ones(variable.shape, tf.bool), trainable=False, name="mask"
+            )
+        self.size = int(np.prod(variable.shape))
+        self.zeros = 0
+
+    def attach(self):
+        self._constraint = self.variable.constraint
+        if isinstance(self._constraint, _Project):
+            # Left behind by a `fit` that ended in an exception.
+            self._constraint = self._constraint.inner
+        self.variable.constraint = _Project(self._constraint, self.mask)
+
+    def detach(self):
+        self.variable.constraint = self._constraint
+
+    def find_mask(self):
+        """Takes the zeros in the weights for the mask, as an earlier pruning left it."""
+        found = masks.kept_zeros(self.variable.numpy())
+        if found is not None:
+            self._set(found)
+
+    def raise_sparsity(self, share, scheduled):
+        """Prunes to the share of its own final sparsity that the schedule is at."""
+        sparsity = scheduled if self.final is None else share * self.final
+        weight = self.variable.numpy()
+        kept = np.asarray(self.mask)
+        if round(sparsity * self.size) > self.zeros:
+            # The mask goes first: what it dropped must not come back even if an
+            # average over time has made it non-zero meanwhile.
+            self._set(masks.magnitude_mask(np.where(kept, weight, 0), sparsity))
+        self.apply_mask()
+
+    def apply_mask(self):
+        weight = self.variable.numpy()
+        self.variable.assign(np.where(np.asarray(self.mask), weight, 0))
+
+    def _set(self, mask):
+        self.mask.assign(mask)
+        self.zeros = self.size - int(np.count_nonzero(mask))
+
+
+class _Project(keras.constraints.Constraint):
+    """The user's constraint, if any, and then the mask."""
+
+    def __init__(self, inner, mask):
+        self.inner = inner
+        self.mask = mask
+
+    def __call__(self, w):
+        w = keras.ops.convert_to_tensor(w if self.inner is None else self.inner(w))
+        return tf.where(self.mask, w, tf.zeros_like(w))
+
+
+def _choose(callback):
+    """The kernels of the model that are pruned, with their final sparsities."""
+    model = callback.model
+    found = kernels(model)
+    if not found:
+        raise ValueError(
+            f"Model {model.name!r} has no prunable weight: no trainable kernel of two "
+            f"dimensions or more among {[v.path for v in model.weights]}."
+        )
+    chosen = selection.select(
+        found, include=callback.include, exclude=callback.exclude, rules=callback.rules
+    )
+    if not chosen:
+        raise ValueError(
+            "Nothing is left to prune after `include` and `exclude`. The paths there "
+            f"are: {list(found)}"
+        )
+    strategy = getattr(model, "distribute_strategy", None)
+    return [
+        _Pruned(
+            found[path],
+            settings.get("sparsity"),
+            strategy.scope() if strategy else contextlib.nullcontext(),
+        )
+        for path, settings in chosen.items()
+    ]
+
+
+def _check_arguments(sparsity, schedule, frequency, rules):
+    if schedule is not None and not isinstance(schedule, schedules.Schedule):
+        raise TypeError(
+            "`schedule` must be one of tfc.schedules. "
+            f"Received: schedule={schedule!r} (of type {type(schedule).__name__})"
+        )
+    if schedule is not None:
+        masks.check_sparsity(schedule.final)
+    if frequency is not None and frequency < 1:
+        raise ValueError(
+            f"`frequency` must be a number of steps from 1 on. Received: {frequency}"
+        )
+    for rule in rules:
+        if set(rule.settings) != {"sparsity"}:
+            raise ValueError(f"A rule for pruning sets `sparsity`. Received: {rule!r}")
+        masks.check_sparsity(rule.settings["sparsity"])
+    if sparsity is None and rules:
+        raise ValueError("`rules` need a `sparsity`; with None zeros are only kept.")

@@ -1,0 +1,1 @@
+"""From a model to a file a device runs, and the checks of that file."""

@@ -1,0 +1,276 @@
+"""Reads a `.tflite` file: its operations, tensors and constants.
+
+The bytes are verified before they are read, so a damaged file is an error and not a
+crash.
+
+Example:
+    ```python
+    file = read_tflite("model.tflite")
+    [operation.operator for operation in file.operations]   # ["CONV_2D", ...]
+    ```
+"""
+
+import collections
+import functools
+import math
+import os
+import pathlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+_NUMPY_TYPES = {
+    "FLOAT32": np.float32,
+    "FLOAT16": np.float16,
+    "FLOAT64": np.float64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "BOOL": np.bool_,
+}
+FLOAT_TYPES = ("FLOAT32", "FLOAT16", "FLOAT64", "BFLOAT16", "COMPLEX64", "COMPLEX128")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the file.
+
+    Attributes:
+        index: Number within its subgraph.
+        name: Name the converter gave it.
+        shape: Shape at batch size 1; see `dynamic`.
+        dtype: Type as TFLite spells it: `"INT8"`, `"FLOAT32"`, ...
+        scale: Float32 array, one value or one a channel; `None` if not quantized.
+        zero_point: Integer array like `scale`, or `None`.
+        quantized_axis: Axis that `scale` runs along, where it has several values.
+        dynamic: Whether a dimension is only known at run time.
+        buffer: The bytes of a constant, `None` for what is computed.
+    """
+
+    index: int
+    name: str
+    shape: tuple
+    dtype: str
+    scale: Any = field(default=None, repr=False)
+    zero_point: Any = field(default=None, repr=False)
+    quantized_axis: int = 0
+    dynamic: bool = False
+    buffer: Any = field(default=None, repr=False)
+
+    @property
+    def constant(self):
+        """Whether the value is stored in the file."""
+        return self.buffer is not None
+
+    @property
+    def size(self):
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def value(self):
+        """The constant as a numpy array of its stored type; `None` if not constant.
+
+        Raises:
+            ValueError: If the constant is packed or compressed in a form this reader
+                does not unpack (4-bit integers, sparse tensors).
+        """
+        if self.buffer is None:
+            return None
+        dtype = _NUMPY_TYPES.get(self.dtype)
+        if dtype is None or len(self.buffer) != self.size * np.dtype(dtype).itemsize:
+            raise ValueError(
+                f"Cannot read the constant {self.name!r}: {len(self.buffer)} bytes for "
+                f"{self.dtype} of shape {self.shape} (packed or sparse)."
+            )
+        return np.frombuffer(self.buffer, dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of the file.
+
+    Attributes:
+        index: Position in the file, which is execution order.
+        operator: TFLite's name, `"CONV_2D"`; of a custom operation, its own name.
+        version: Operator version the file asks for.
+        inputs: Tensors; `None` for an optional input that is absent.
+        outputs: Tensors.
+        options: Builtin options by the schema's names, `{"strideW": 1, ...}`.
+        custom: Whether it is a custom operation.
+    """
+
+    index: int
+    operator: str
+    version: int
+    inputs: tuple
+    outputs: tuple
+    options: dict = field(repr=False)
+    custom: bool = False
+
+
+@dataclass(frozen=True)
+class TFLiteFile:
+    """What a `.tflite` file holds: the main subgraph, and the number of all."""
+
+    path: str
+    bytes: int
+    operations: tuple
+    tensors: tuple
+    inputs: tuple
+    outputs: tuple
+    subgraph_count: int
+
+    def operator_counts(self):
+        """Dict from operator to how often it occurs, most frequent first."""
+        counts = collections.Counter(op.operator for op in self.operations)
+        return dict(counts.most_common())
+
+    def used_tensors(self):
+        """The tensors that are an input or output of an operation or of the file."""
+        used = {t.index: t for t in (*self.inputs, *self.outputs)}
+        for op in self.operations:
+            used.update((t.index, t) for t in (*op.inputs, *op.outputs) if t)
+        return [used[index] for index in sorted(used)]
+
+    def tensor_types(self):
+        """Dict from type to number of tensors, of those an operation uses."""
+        counts = collections.Counter(t.dtype for t in self.used_tensors())
+        return dict(counts.most_common())
+
+    def float_operations(self):
+        """The operations that read or write a float tensor."""
+        return [
+            op
+            for op in self.operations
+            if any(t and t.dtype in FLOAT_TYPES for t in (*op.inputs, *op.outputs))
+        ]
+
+
+def read_tflite(path):
+    """Reads and verifies a `.tflite` file.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        A `TFLiteFile`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is empty, damaged or no TFLite model.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No such .tflite file: {os.fspath(path)!r}")
+    content = path.read_bytes()
+    _verify(content, path)
+    schema = _schema()
+    try:
+        model = schema.ModelT.InitFromPackedBuf(content, 0)
+        return _parse(model, schema, os.fspath(path), len(content))
+    except Exception as err:
+        raise ValueError(
+            f"Cannot read {os.fspath(path)!r}: the bytes are a TFLite flatbuffer, but "
+            f"their content is damaged ({type(err).__name__}: {err})."
+        ) from err
+
+
+def _verify(content, path):
+    if content[4:8] != b"TFL3":
+        raise ValueError(
+            f"Not a TFLite model: {os.fspath(path)!r} ({len(content)} bytes) lacks the "
+            "identifier 'TFL3'. Write one with tfc.export_tflite(model, path)."
+        )
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        Interpreter(model_content=content)
+    except (ValueError, RuntimeError) as err:
+        # Anything else, such as an operator this runtime lacks, is for the reader of
+        # the file to judge, not for us.
+        if "Flatbuffer" in str(err):
+            raise ValueError(
+                f"Damaged TFLite model: {os.fspath(path)!r} ({len(content)} bytes) is "
+                "truncated or was altered. Export or copy it again."
+            ) from err
+
+
+@functools.cache
+def _schema():
+    from ai_edge_litert import schema_py_generated
+
+    return schema_py_generated
+
+
+@functools.cache
+def _names(enum):
+    return {v: k for k, v in vars(enum).items() if isinstance(v, int)}
+
+
+def _parse(model, schema, path, size):
+    graph = model.subgraphs[0]
+    tensors = tuple(
+        _tensor(index, t, model, schema) for index, t in enumerate(graph.tensors)
+    )
+    return TFLiteFile(
+        path=path,
+        bytes=size,
+        operations=tuple(
+            _operation(index, op, model, tensors, schema)
+            for index, op in enumerate(graph.operators or ())
+        ),
+        tensors=tensors,
+        inputs=tuple(tensors[i] for i in graph.inputs),
+        outputs=tuple(tensors[i] for i in graph.outputs),
+        subgraph_count=len(model.subgraphs),
+    )
+
+
+def _tensor(index, tensor, model, schema):
+    quantization = tensor.quantization
+    scale = getattr(quantization, "scale", None)
+    quantized = scale is not None and len(scale) > 0
+    signature = tensor.shapeSignature
+    data = model.buffers[tensor.buffer].data
+    return Tensor(
+        index=index,
+        name=(tensor.name or b"").decode(errors="replace"),
+        shape=tuple(int(d) for d in (tensor.shape if tensor.shape is not None else ())),
+        dtype=_names(schema.TensorType)[tensor.type],
+        scale=np.asarray(scale, np.float32) if quantized else None,
+        zero_point=np.asarray(quantization.zeroPoint) if quantized else None,
+        quantized_axis=quantization.quantizedDimension if quantized else 0,
+        dynamic=signature is not None and any(d < 0 for d in signature),
+        buffer=bytes(data) if data is not None and len(data) else None,
+    )
+
+
+def _operation(index, operator, model, tensors, schema):
+    code = model.operatorCodes[operator.opcodeIndex]
+    # Files from before the schema had 128 operators fill the deprecated field only.
+    number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    custom = number == schema.BuiltinOperator.CUSTOM
+    options = operator.builtinOptions
+    return Operation(
+        index=index,
+        operator=(
+            (code.customCode or b"CUSTOM").decode(errors="replace")
+            if custom
+            else _names(schema.BuiltinOperator)[number]
+        ),
+        version=code.version,
+        inputs=tuple(tensors[i] if i >= 0 else None for i in _ints(operator.inputs)),
+        outputs=tuple(tensors[i] for i in _ints(operator.outputs)),
+        options=dict(vars(options)) if options is not None else {},
+        custom=custom,
+    )
+
+
+def _ints(array):
+    return () if array is None else tuple(int(i) for i in array)

@@ -1,0 +1,14 @@
+"""The one place that knows Keras' graph of operations.
+
+Everything else sees `Graph` (read-only), `rewrite` (build a changed copy) and `kernels`
+(the weights there are); Keras' private node structure is touched nowhere else.
+"""
+
+from tfcompress.graph.flatten import flatten as flatten
+from tfcompress.graph.rewrite import built_copy as built_copy
+from tfcompress.graph.rewrite import clone as clone
+from tfcompress.graph.rewrite import rewrite as rewrite
+from tfcompress.graph.view import Graph as Graph
+from tfcompress.graph.view import activation_name as activation_name
+from tfcompress.graph.weights import find_layers as find_layers
+from tfcompress.graph.weights import kernels as kernels

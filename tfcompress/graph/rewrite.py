@@ -1,0 +1,131 @@
+"""Builds a changed copy of a model by walking its calls in order.
+
+Example:
+    ```python
+    def without_dropout(call, clone, args, kwargs):
+        if isinstance(call.operation, keras.layers.Dropout):
+            return args[0]
+        return clone(call.operation)(*args, **kwargs)
+
+    smaller = rewrite(Graph(model), without_dropout)
+    ```
+"""
+
+import copy
+
+import keras
+
+
+def rewrite(graph, visit, *, batch_size="same", dtype=None, name=None):
+    """Builds a new model from `graph`, deciding call by call.
+
+    Args:
+        graph: `Graph` of the model. It is left as it is.
+        visit: `visit(call, clone, args, kwargs)` returns the new output of a call.
+            `args` and `kwargs` are the call's arguments with tensors of the new model;
+            `clone(operation)` is the operation's copy, the same at each call of a
+            shared one.
+        batch_size: Batch size of the new inputs; `"same"` keeps what there is.
+        dtype: Dtype policy of the copies; `None` keeps each layer's own.
+        name: Name of the new model; `None` keeps the old.
+
+    Returns:
+        A new functional `keras.Model` with the structure of inputs and outputs of the
+        old. Copies carry the weights of their originals.
+    """
+    copies = {}
+
+    def clone_once(operation):
+        if id(operation) not in copies:
+            copies[id(operation)] = (operation, clone(operation, dtype=dtype))
+        return copies[id(operation)][1]
+
+    inputs = keras.tree.map_structure(
+        lambda t: _new_input(t, batch_size), graph.inputs_struct
+    )
+    new = {
+        id(old): tensor
+        for old, tensor in zip(graph.inputs, keras.tree.flatten(inputs), strict=True)
+    }
+    for call in graph.calls:
+        args, kwargs = call.arguments.fill_in(new)
+        outputs = keras.tree.flatten(visit(call, clone_once, args, kwargs))
+        new.update(
+            (id(old), tensor) for old, tensor in zip(call.outputs, outputs, strict=True)
+        )
+    outputs = keras.tree.map_structure(lambda t: new[id(t)], graph.outputs_struct)
+    for operation, copied in copies.values():
+        copy_weights(operation, copied)
+    return keras.Model(inputs, outputs, name=name or graph.model.name)
+
+
+def clone(operation, *, name=None, dtype=None, **changes):
+    """Copies an operation without its weights or its place in a graph.
+
+    Args:
+        operation: A Keras layer or operation.
+        name: Name of the copy; `None` keeps the old.
+        dtype: Dtype policy of the copy; `None` keeps the old.
+        **changes: Entries of the layer's config to replace.
+
+    Returns:
+        The copy, not built.
+
+    Raises:
+        ValueError: If the layer cannot be rebuilt from its config.
+    """
+    name = name or operation.name
+    if not isinstance(operation, keras.layers.Layer):
+        # An operation has no weights and hardly a config: all there is to it are its
+        # attributes and the calls it has had, which are not the copy's.
+        copied = copy.copy(operation)
+        copied.name = name
+        copied._inbound_nodes, copied._outbound_nodes = [], []
+        return copied
+    changes |= {"name": name} | ({} if dtype is None else {"dtype": dtype})
+    try:
+        return type(operation).from_config(operation.get_config() | changes)
+    except Exception as err:
+        raise ValueError(
+            f"Cannot copy layer {operation.name!r} of type "
+            f"{type(operation).__name__} from its config: {err}. Give the class a "
+            "`get_config` that returns the arguments of its constructor."
+        ) from err
+
+
+def built_copy(layer, **changes):
+    """Copies a built layer with its weights, outside any graph.
+
+    Args:
+        layer: Built Keras layer.
+        **changes: As for `clone`.
+
+    Returns:
+        The copy, built for the same input shape, with the same weights.
+    """
+    copied = clone(layer, **changes)
+    if not copied.built:
+        copied.build_from_config(layer.get_build_config())
+    copy_weights(layer, copied)
+    return copied
+
+
+def copy_weights(source, target):
+    """Copies all variables of a layer and of the layers within it."""
+    if not isinstance(source, keras.layers.Layer):
+        return
+    pairs = zip(source._flatten_layers(), target._flatten_layers(), strict=True)
+    for old, new in pairs:
+        # Through the saving protocol, so that layers with state beyond their weights
+        # (Normalization) restore that too.
+        store = {}
+        old.save_own_variables(store)
+        if store:
+            new.load_own_variables(store)
+
+
+def _new_input(tensor, batch_size):
+    shape = tensor.shape
+    if batch_size != "same":
+        shape = (batch_size, *shape[1:])
+    return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name)

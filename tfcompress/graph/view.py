@@ -1,0 +1,72 @@
+"""A read-only view of a flat functional model: calls, edges, consumers.
+
+Example:
+    ```python
+    graph = Graph(flatten(model))
+    for call in graph.calls:
+        print(call.operation.name, [t.shape for t in call.outputs])
+    ```
+"""
+
+import keras
+
+
+class Graph:
+    """The calls of a functional model in execution order, and what feeds what.
+
+    A *call* is Keras' node: an operation applied to tensors, with `operation`,
+    `arguments`, `input_tensors` and `outputs`. A shared layer has several calls.
+
+    Args:
+        model: Built functional `keras.Model` or `Sequential` without nested models
+            (see `flatten`).
+    """
+
+    def __init__(self, model):
+        self.model = model
+        function = functional(model)
+        by_depth = function._nodes_by_depth
+        nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+        self.calls = [node for node in nodes if not node.is_input]
+        self.inputs = list(function.inputs)
+        self.outputs = list(function.outputs)
+        self.inputs_struct = function._inputs_struct
+        self.outputs_struct = function._outputs_struct
+        self._output_ids = {id(t) for t in self.outputs}
+        self._producers = {id(t): call for call in self.calls for t in call.outputs}
+        self._consumers = {}
+        for call in self.calls:
+            for tensor in call.input_tensors:
+                self._consumers.setdefault(id(tensor), []).append(call)
+
+    def producer(self, tensor):
+        """The call that computes `tensor`; `None` for a model input."""
+        return self._producers.get(id(tensor))
+
+    def consumers(self, tensor):
+        """The calls that read `tensor`."""
+        return self._consumers.get(id(tensor), [])
+
+    def only_consumer(self, tensor):
+        """The one call that reads `tensor`, if nothing else sees it, else `None`."""
+        found = self.consumers(tensor)
+        if len(found) != 1 or self.is_output(tensor):
+            return None
+        return found[0]
+
+    def is_output(self, tensor):
+        """Whether `tensor` is an output of the model."""
+        return id(tensor) in self._output_ids
+
+
+def functional(model):
+    """The `Function` behind a functional or Sequential model; `None` if there is none."""
+    if isinstance(model, keras.Sequential):
+        model = getattr(model, "_functional", None)
+    return model if hasattr(model, "_nodes_by_depth") else None
+
+
+def activation_name(operation):
+    """Name of the activation a layer applies by itself; `"linear"` if none."""
+    activation = getattr(operation, "activation", None)
+    return "linear" if activation is None else getattr(activation, "__name__", "custom")

@@ -1,0 +1,75 @@
+"""The layers and kernels of a model by path, nested and subclassed models included."""
+
+import keras
+
+_LEFT_ALONE = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.PReLU,
+    keras.layers.Normalization,
+)
+
+
+def find_layers(model, kind):
+    """All layers of a type, the model itself included, each once.
+
+    Args:
+        model: Any `keras.Model` or layer.
+        kind: Layer class, or tuple of classes.
+
+    Returns:
+        List in order of definition.
+    """
+    return [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
+
+
+def kernels(model):
+    """The trainable weight matrices and convolution kernels of a model.
+
+    These are what pruning acts on: trainable float variables of rank 2 and more. Biases,
+    normalization and the slopes of PReLU are not among them.
+
+    Args:
+        model: Any built `keras.Model`.
+
+    Returns:
+        Dict from path (`"encoder/conv2d/kernel"`) to `keras.Variable`. A weight that is
+        shared by layers appears once.
+    """
+    found, seen = {}, set()
+    for path, layer in _walk(model, ""):
+        inner = {id(v) for sub in _children(layer) for v in sub.variables}
+        for variable in layer.trainable_variables:
+            if id(variable) in inner or id(variable) in seen:
+                continue
+            seen.add(id(variable))
+            if _is_kernel(variable, layer):
+                found[_unique(f"{path}{variable.name}", found)] = variable
+    return found
+
+
+def _is_kernel(variable, layer):
+    return (
+        len(variable.shape) >= 2
+        and keras.backend.is_float_dtype(variable.dtype)
+        and not isinstance(layer, _LEFT_ALONE)
+    )
+
+
+def _walk(layer, path):
+    yield path, layer
+    for sub in _children(layer):
+        yield from _walk(sub, f"{path}{sub.name}/")
+
+
+def _children(layer):
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def _unique(path, taken):
+    unique, number = path, 1
+    while unique in taken:
+        number += 1
+        unique = f"{path}_{number}"
+    return unique

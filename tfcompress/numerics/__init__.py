@@ -1,0 +1,1 @@
+"""The arithmetic of compression: tensors in, tensors out, nothing known of models."""

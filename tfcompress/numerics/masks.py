@@ -1,0 +1,80 @@
+"""Which weights to keep.
+
+Example:
+    ```python
+    mask = magnitude_mask(kernel, sparsity=0.8)   # bool, True = keep
+    ```
+"""
+
+import numpy as np
+
+
+def check_sparsity(sparsity):
+    """Returns `sparsity` as a float, or raises if it is not in [0, 1)."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.number)):
+        raise TypeError(
+            f"`sparsity` must be a number in [0, 1). Received: sparsity={sparsity!r} "
+            f"(of type {type(sparsity).__name__})"
+        )
+    if not 0 <= sparsity < 1:
+        hint = (
+            f" For {sparsity:g}% zeros pass sparsity={sparsity / 100:g}."
+            if 1 < sparsity < 100
+            else " For 80% zeros pass sparsity=0.8."
+        )
+        raise ValueError(
+            f"`sparsity` must be in [0, 1). Received: sparsity={sparsity}.{hint}"
+        )
+    return float(sparsity)
+
+
+def magnitude_mask(weight, sparsity):
+    """Keeps the largest weights so that a fraction `sparsity` is dropped.
+
+    Runs in linear time (selection, not a sort). A weight that is zero already is
+    always dropped before one that is not, so masks of growing sparsity are nested.
+
+    Args:
+        weight: Float array of any shape.
+        sparsity: Fraction dropped, in [0, 1), rounded to whole weights.
+
+    Returns:
+        Mask of `weight`'s shape, bool, True = keep. Ties keep the lower index.
+
+    Raises:
+        ValueError: If `sparsity` is outside [0, 1).
+
+    Reference:
+        Zhu & Gupta, "To prune, or not to prune", 2017. arXiv:1710.01878
+    """
+    sparsity = check_sparsity(sparsity)
+    magnitude = np.abs(np.asarray(weight)).ravel()
+    dropped = round(sparsity * magnitude.size)
+    if dropped == 0:
+        return np.ones(np.shape(weight), bool)
+    threshold = np.partition(magnitude, dropped - 1)[dropped - 1]
+    keep = magnitude > threshold
+    ties = np.flatnonzero(magnitude == threshold)
+    surplus = magnitude.size - dropped - np.count_nonzero(keep)
+    keep[ties[:surplus]] = True
+    return keep.reshape(np.shape(weight))
+
+
+def kept_zeros(weight, at_least=0.1):
+    """Finds the mask that an earlier pruning left in the weights themselves.
+
+    Trained weights are hardly ever exactly zero, so many exact zeros are a mask. A
+    weight of nothing but zeros is an initial value, not a mask.
+
+    Args:
+        weight: Float array of any shape.
+        at_least: Fraction of exact zeros from which they count as a mask.
+
+    Returns:
+        Mask of `weight`'s shape, bool, True = keep; or `None` if there is no mask.
+    """
+    keep = np.asarray(weight) != 0
+    zeros = keep.size - np.count_nonzero(keep)
+    if zeros == keep.size or zeros < at_least * keep.size:
+        return None
+    return keep

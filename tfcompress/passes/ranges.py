@@ -1,0 +1,129 @@
+"""Which tensors share one quantizer, because TFLite gives them one scale.
+
+Example:
+    ```python
+    groups = RangeGroups(Graph(model))
+    groups.site(tensor)   # (group, number within the group), or None
+    ```
+"""
+
+import keras
+
+from tfcompress.passes import quantize_rules as rules
+
+
+class RangeGroups:
+    """Groups of tensors that have one scale, by union-find over the edges.
+
+    Args:
+        graph: `Graph` of a model in which activations other than ReLU are layers.
+    """
+
+    def __init__(self, graph):
+        self.graph = graph
+        self._parent = {}
+        self._fixed = {}
+        self._names = {}
+        self.sites = {}
+        for tensor in graph.inputs:
+            self._add(tensor, tensor.name)
+        for call in graph.calls:
+            self._visit(call)
+        self._number_sites()
+
+    def _add(self, tensor, name):
+        self._parent[id(tensor)] = id(tensor)
+        self._names[id(tensor)] = name
+
+    def _visit(self, call):
+        operation, output = call.operation, call.outputs[0]
+        self._add(output, operation.name)
+        if isinstance(operation, (*rules.PASS_THROUGH, *rules.SAME_SCALE)):
+            self._unite(call.input_tensors[0], output)
+        elif isinstance(operation, rules.JOINS):
+            for tensor in call.input_tensors:
+                # A prescribed range is no matter of averaging: such an input is
+                # rounded again on its way in.
+                if self.fixed_range(tensor) is None:
+                    self._unite(tensor, output)
+        else:
+            fixed = rules.ACTIVATIONS.get(rules.activation(operation))
+            if fixed is not None:
+                self._fixed[id(output)] = fixed
+
+    def _unite(self, first, second):
+        self._parent[self.group(second)] = self.group(first)
+
+    def group(self, tensor):
+        """Identifies the group of a tensor."""
+        key = id(tensor)
+        while self._parent[key] != key:
+            self._parent[key] = self._parent[self._parent[key]]
+            key = self._parent[key]
+        return key
+
+    def fixed_range(self, tensor):
+        """The `(low, high)` that TFLite prescribes for the group, or `None`."""
+        return self._fixed.get(self.group(tensor))
+
+    def name(self, tensor):
+        """Name of the operation that begins the group."""
+        return self._names[self.group(tensor)]
+
+    def _number_sites(self):
+        counts = {}
+        for tensor in self._observed():
+            group = self.group(tensor)
+            self.sites[id(tensor)] = counts.get(group, 0)
+            counts[group] = counts.get(group, 0) + 1
+        for call in self.graph.calls:
+            if isinstance(call.operation, rules.JOINS):
+                group = self.group(call.outputs[0])
+                for tensor in self.rounded_again(call):
+                    self.sites[id(call), id(tensor)] = counts.get(group, 0)
+                    counts[group] = counts.get(group, 0) + 1
+        self._counts = counts
+
+    def rounded_again(self, call):
+        """The inputs of a join that come from a group of another range."""
+        group = self.group(call.outputs[0])
+        return [t for t in call.input_tensors if self.group(t) != group]
+
+    def site_count(self, tensor):
+        """Number of sites of the group of `tensor`, at least 1."""
+        return max(self._counts.get(self.group(tensor), 0), 1)
+
+    def _observed(self):
+        """Tensors whose values are computed here and end on a grid of their own."""
+        yield from self.graph.inputs
+        follows = (*rules.PASS_THROUGH, *rules.SAME_SCALE, *rules.JOINS)
+        for call in self.graph.calls:
+            if not isinstance(call.operation, follows) and not fused(self.graph, call):
+                yield call.outputs[0]
+
+
+def fused(graph, call):
+    """Whether the output of a call stays inside a fused TFLite operation.
+
+    That is so between a kernel, its batch normalization and its ReLU, and between an
+    addition and its ReLU, where nothing else reads the tensor.
+    """
+    following = graph.only_consumer(call.outputs[0])
+    if following is None:
+        return False
+    before, after = call.operation, following.operation
+    normalizes = isinstance(after, keras.layers.BatchNormalization)
+    is_relu = rules.activation(after) in ("relu", "relu6")
+    if ends_linear(before):
+        return normalizes or is_relu
+    return is_relu and (
+        rules.is_addition(before) or isinstance(before, keras.layers.BatchNormalization)
+    )
+
+
+def ends_linear(operation):
+    """Whether it is a kernel layer without an activation of its own."""
+    return (
+        isinstance(operation, rules.CONVOLUTIONS)
+        and getattr(operation.activation, "__name__", "") == "linear"
+    )

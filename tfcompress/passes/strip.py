@@ -1,0 +1,70 @@
+"""Takes off what the passes put on, and leaves a plain Keras model.
+
+Example:
+    ```python
+    plain = tfc.strip(qat)   # same layers as before, with the effective weights
+    ```
+"""
+
+from tfcompress.checks import check_model
+from tfcompress.graph import Graph, built_copy, find_layers, flatten, rewrite
+from tfcompress.layers import ConstantFakeQuant, FakeQuant, TransformWeights
+from tfcompress.passes.distill import Distiller
+
+
+def strip(model):
+    """Returns a plain Keras model that computes with the effective weights.
+
+    Of a distiller it is the student; wrappers give way to their layers, whose weights
+    become the effective ones (rounded to their grid, zeros at zero); the rounding of
+    activations goes.
+
+    Args:
+        model: What a pass of this library returned, trained or not.
+
+    Returns:
+        A new `keras.Model` of Keras' own layers, not compiled. A model that has nothing
+        to strip is returned as it is.
+
+    Raises:
+        TypeError: If `model` is no Keras 3 model.
+    """
+    check_model(model)
+    if isinstance(model, Distiller):
+        return strip(model.student)
+    ours = (FakeQuant, ConstantFakeQuant, TransformWeights)
+    if not find_layers(model, ours):
+        return model
+    return rewrite(Graph(flatten(model)), _Strip())
+
+
+class _Strip:
+    """Visitor that calls plain layers in place of ours."""
+
+    def __init__(self):
+        self.plain = {}
+
+    def __call__(self, call, clone, args, kwargs):
+        operation = call.operation
+        if isinstance(operation, (FakeQuant, ConstantFakeQuant)):
+            return args[0]
+        if isinstance(operation, TransformWeights):
+            if id(operation) not in self.plain:
+                self.plain[id(operation)] = effective_layer(operation)
+            return self.plain[id(operation)](*args, **kwargs)
+        return clone(operation)(*args, **kwargs)
+
+
+def effective_layer(wrapper, **changes):
+    """A copy of the wrapped layer that holds the effective weights.
+
+    Args:
+        wrapper: `TransformWeights`.
+        **changes: Entries of the layer's config to replace.
+    """
+    layer = built_copy(wrapper.layer, **changes)
+    effective = wrapper.effective_weights()
+    for variable in layer.weights:
+        if variable.name in effective:
+            variable.assign(effective[variable.name])
+    return layer
