@@ -75,7 +75,7 @@ def resnet8(input_shape=(32, 32, 3), classes=10, *, width=16):
         y = _conv(x, channels, 3, stride, f"stack{stack}_conv1")
         y = _norm_relu(y, f"stack{stack}_conv1")
         y = _conv(y, channels, 3, 1, f"stack{stack}_conv2")
-        y = layers.BatchNormalization(name=f"stack{stack}_conv2_bn")(y)
+        y = layers.BatchNormalization(momentum=0.9, name=f"stack{stack}_conv2_bn")(y)
         if stride > 1:
             x = _conv(x, channels, 1, stride, f"stack{stack}_shortcut")
         x = layers.Add(name=f"stack{stack}_add")([x, y])
@@ -98,5 +98,6 @@ def _conv(x, channels, kernel, stride, name):
 
 
 def _norm_relu(x, name):
-    x = layers.BatchNormalization(name=f"{name}_bn")(x)
+    # Keras' default of 0.99 lags behind on data sets of a few dozen batches an epoch.
+    x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
     return layers.ReLU(name=f"{name}_relu")(x)

@@ -1,0 +1,72 @@
+"""Writing files so that an old one survives whatever goes wrong."""
+
+import contextlib
+import gzip
+import os
+import pathlib
+import tempfile
+
+
+@contextlib.contextmanager
+def written_atomically(path):
+    """Gives a temporary path beside `path`, which becomes `path` at the end.
+
+    If the body raises, nothing is left behind and an old file stays as it was.
+
+    Args:
+        path: Where the file shall be.
+
+    Yields:
+        `pathlib.Path` to write to.
+
+    Raises:
+        OSError: If the folder does not exist or cannot be written.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"Cannot write {os.fspath(path)!r}: it is a folder.")
+    try:
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+        )
+    except OSError as err:
+        raise type(err)(
+            f"Cannot write {os.fspath(path)!r}: {err.strerror}. The folder must exist "
+            "and be writable."
+        ) from err
+    os.close(handle)
+    temporary = pathlib.Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files for the owner only; give what `open` would have given.
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path):
+    """Raises `OSError` if `path` cannot be written, before the work is done."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"Cannot write {os.fspath(path)!r}: it is a folder.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"Cannot write {os.fspath(path)!r}: there is no folder "
+            f"{os.fspath(path.parent)!r}."
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(
+            f"Cannot write {os.fspath(path)!r}: the folder is read-only."
+        )
+
+
+def gzip_bytes(content):
+    """Number of bytes that `content` takes when compressed with gzip -9."""
+    return len(gzip.compress(content, compresslevel=9, mtime=0))
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
