@@ -529,13 +529,17 @@ def _follow_dependencies(file, verdicts):
         if not verdict.mapped:
             continue
         wanted = needs[index] - before
-        blocker = min(wanted - part if index not in part else (), default=None)
-        doubtful = min((i for i in wanted if not result[i].certain), default=None)
-        cause = doubtful if blocker is None else blocker
-        if cause is None or (blocker is None and not verdict.certain):
-            continue
-        cause = root[index] = root.get(cause, cause)
-        result[index] = _caused_by(file.operations[cause], result[cause])
+        if index not in part:
+            causes = wanted - part
+        elif verdict.certain:
+            causes = {i for i in wanted if not result[i].certain}
+        else:
+            causes = set()
+        if causes:
+            # A certain cause settles it, whatever the uncertain ones turn out to be.
+            cause = min(causes, key=lambda i: (not result[i].certain, i))
+            cause = root[index] = root.get(cause, cause)
+            result[index] = _caused_by(file.operations[cause], result[cause])
     return result
 
 

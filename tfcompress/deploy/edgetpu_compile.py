@@ -233,7 +233,7 @@ def _why_nothing_mapped(check, log):
             f"Operation {first.index} {first.operator}: {first.reason}. {first.remedy}"
         )
     else:
-        parts.append("Pass min_runtime_version=13 or higher, or None.")
+        parts.append("Pass min_runtime_version=13 or higher, or leave it out.")
     return " ".join(parts)
 
 

@@ -176,7 +176,10 @@ _FAILURES = (
         r"Internal compiler error",
         "Try compiler version 16, or check_edgetpu(path) for what is unusual.",
     ),
-    (r"Model could not be parsed", "Check that it is a whole .tflite file, and export it again."),
+    (
+        r"Model could not be parsed",
+        "Check that it is a whole .tflite file, and export it again.",
+    ),
     (
         r"Model failed in Tflite interpreter",
         "Run the file in the TFLite interpreter to see why.",

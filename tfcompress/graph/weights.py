@@ -37,13 +37,16 @@ def kernels(model):
         Dict from path (`"encoder/conv2d/kernel"`) to `keras.Variable`. A weight that is
         shared by layers appears once.
     """
-    found, seen = {}, set()
+    # What the whole model trains decides: a distiller's teacher is a layer of it, but
+    # nothing of the teacher is trained.
+    left = {id(v) for v in model.trainable_variables}
+    found = {}
     for path, layer in _walk(model, ""):
         inner = {id(v) for sub in _children(layer) for v in sub.variables}
         for variable in layer.trainable_variables:
-            if id(variable) in inner or id(variable) in seen:
+            if id(variable) in inner or id(variable) not in left:
                 continue
-            seen.add(id(variable))
+            left.remove(id(variable))
             if _is_kernel(variable, layer):
                 found[_unique(f"{path}{variable.name}", found)] = variable
     return found

@@ -1,0 +1,245 @@
+"""Export to ONNX, checked with the ONNX checker and run against the Keras model.
+
+Example:
+    ```python
+    result = tfc.export_onnx(qat, "model.onnx")
+    print(result.operators, result.largest_difference)
+    ```
+"""
+
+import collections
+import logging as python_logging
+import os
+import pathlib
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcompress.checks import check_model
+from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
+from tfcompress.deploy.quiet import quiet
+from tfcompress.passes.distill import Distiller
+from tfcompress.passes.export_graph import export_graph, is_quantization_aware
+from tfcompress.passes.strip import strip
+
+_WEIGHT_LIMIT = 127
+_CHECKED_EXAMPLES = 8
+# Of the largest output: float sums in another order; one rounding step of 8 bits that
+# falls the other way in an early layer can grow to a few at the output.
+_FLOAT_TOLERANCE = 1e-3
+_INTEGER_TOLERANCE = 8 / 255
+
+
+@dataclass(frozen=True)
+class ONNXExport:
+    """What `export_onnx` wrote.
+
+    Attributes:
+        path: Path of the file.
+        bytes: Its size.
+        gzip_bytes: Its size after gzip -9.
+        opset: Version of the operator set.
+        operators: Dict from ONNX operator to how often it occurs.
+        integer_weights: Number of weights stored as int8 with a scale per channel.
+        largest_difference: Largest difference of an output from the Keras model's, on
+            random inputs in ONNX Runtime, as a share of the largest output.
+    """
+
+    path: str
+    bytes: int
+    gzip_bytes: int
+    opset: int
+    operators: dict = field(default_factory=dict)
+    integer_weights: int = 0
+    largest_difference: float = 0.0
+
+
+def export_onnx(model, path, *, opset=17):
+    """Writes a model as ONNX and checks that ONNX Runtime computes the same.
+
+    A plain model becomes float ONNX. A quantization-aware model becomes QDQ ONNX:
+    activations between QuantizeLinear and DequantizeLinear with the ranges it learned,
+    weights stored as int8 behind a DequantizeLinear per output channel, so that
+    runtimes use integer kernels.
+
+    Args:
+        model: Built `keras.Model` with symbolic inputs; of a distiller the student is
+            exported.
+        path: Path of the `.onnx` file. It is replaced only once the new one is good.
+        opset: Version of the ONNX operator set, 13 or later. The batch size is open and
+            the layout of images stays channels last.
+
+    Returns:
+        An `ONNXExport`.
+
+    Raises:
+        TypeError: If `model` is no Keras 3 model.
+        ValueError: If the model cannot be converted, or ONNX Runtime computes something
+            else than Keras.
+        OSError: If the file cannot be written.
+    """
+    check_model(model)
+    check_writable(path)
+    if isinstance(model, Distiller):
+        model = model.student
+    quantized = is_quantization_aware(model)
+    plain = export_graph(model) if quantized else strip(model)
+    if opset < 13:
+        raise ValueError(
+            f"`opset` must be 13 or later, which has scales per channel. Received: {opset}"
+        )
+    converted = _convert(plain, opset)
+    integer_weights = _store_integer_weights(converted) if quantized else 0
+    with written_atomically(path) as temporary:
+        _check_and_save(converted, temporary)
+        difference = _difference(temporary, plain)
+        tolerance = _INTEGER_TOLERANCE if quantized else _FLOAT_TOLERANCE
+        if not difference <= tolerance:
+            raise ValueError(
+                f"ONNX Runtime does not compute what model {model.name!r} does: outputs "
+                f"differ by {difference:.2g} of the largest (at most {tolerance:.2g} is "
+                f"rounding). Nothing was written to {os.fspath(path)!r}."
+            )
+        content = pathlib.Path(temporary).read_bytes()
+    counts = collections.Counter(node.op_type for node in converted.graph.node)
+    return ONNXExport(
+        path=os.fspath(path),
+        bytes=len(content),
+        gzip_bytes=gzip_bytes(content),
+        opset=opset,
+        operators=dict(counts.most_common()),
+        integer_weights=integer_weights,
+        largest_difference=difference,
+    )
+
+
+def _convert(model, opset):
+    import tf2onnx
+
+    python_logging.getLogger("tf2onnx").setLevel(python_logging.ERROR)
+    struct = getattr(model, "_inputs_struct", None)
+    if not getattr(model, "inputs", None):
+        raise ValueError(
+            f"Model {model.name!r} is subclassed and has no symbolic inputs. Wrap it: "
+            "x = keras.Input(shape); keras.Model(x, model(x))."
+        )
+    signature = [
+        tf.TensorSpec((None, *t.shape[1:]), t.dtype, name=t.name) for t in model.inputs
+    ]
+
+    @tf.function(input_signature=signature)
+    def infer(*inputs):
+        packed = keras.tree.pack_sequence_as(struct, list(inputs)) if struct is not None else inputs[0]
+        return model(packed, training=False)
+
+    with quiet() as caught:
+        try:
+            converted, _ = tf2onnx.convert.from_function(
+                infer, input_signature=signature, opset=opset
+            )
+        except Exception as err:
+            raise ValueError(
+                f"tf2onnx cannot convert model {model.name!r}: {err} {caught()[-300:]}"
+            ) from err
+    return converted
+
+
+def _store_integer_weights(converted):
+    """Replaces float kernels on an int8 grid by int8 constants and their scales.
+
+    Returns:
+        Number of weights stored so.
+
+    Raises:
+        ValueError: If a kernel is not a constant on a grid of 255 values.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = converted.graph
+    constants = {c.name: c for c in graph.initializer}
+    done = {}
+    for node in [n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]:
+        name = node.input[1]
+        if name not in constants:
+            raise ValueError(
+                f"The kernel of ONNX node {node.name!r} ({node.op_type}) is computed, "
+                "not constant, and cannot be stored as integers."
+            )
+        if name not in done:
+            kernel = numpy_helper.to_array(constants[name])
+            axis = _output_axis(node, kernel)
+            integers, scale = _on_grid(kernel, axis, name)
+            parts = {
+                f"{name}_int8": integers,
+                f"{name}_scale": scale,
+                f"{name}_zero": np.zeros(len(scale), np.int8),
+            }
+            graph.initializer.extend(
+                numpy_helper.from_array(a, n) for n, a in parts.items()
+            )
+            done[name] = helper.make_node(
+                "DequantizeLinear", list(parts), [f"{name}_float"], f"{name}_dequantize",
+                axis=axis,
+            )
+            graph.initializer.remove(constants[name])
+        node.input[1] = f"{name}_float"
+    for position, node in enumerate(done.values()):
+        graph.node.insert(position, node)
+    return len(done)
+
+
+def _output_axis(node, kernel):
+    if node.op_type == "Conv":
+        return 0
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return kernel.ndim - 2 if transposed else kernel.ndim - 1
+
+
+def _on_grid(kernel, axis, name):
+    others = tuple(a for a in range(kernel.ndim) if a != axis)
+    scale = np.abs(kernel).max(axis=others) / _WEIGHT_LIMIT
+    scale[scale == 0] = 1.0
+    shape = [1] * kernel.ndim
+    shape[axis] = -1
+    steps = kernel / scale.reshape(shape)
+    integers = np.round(steps)
+    if np.abs(steps - integers).max() > 0.01:
+        raise ValueError(f"The kernel {name!r} does not lie on a grid of 255 values.")
+    return integers.astype(np.int8), scale.astype(np.float32)
+
+
+def _check_and_save(converted, path):
+    import onnx
+
+    onnx.checker.check_model(converted, full_check=True)
+    onnx.save(converted, os.fspath(path))
+
+
+def _difference(path, model):
+    """Largest difference of ONNX Runtime from Keras, as a share of the largest output."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        os.fspath(path), options, providers=["CPUExecutionProvider"]
+    )
+    rng = np.random.default_rng(0)
+    inputs = [
+        rng.standard_normal((_CHECKED_EXAMPLES, *(d or 8 for d in t.shape[1:]))).astype(
+            t.dtype
+        )
+        for t in model.inputs
+    ]
+    feeds = {i.name: a for i, a in zip(session.get_inputs(), inputs, strict=True)}
+    struct = getattr(model, "_inputs_struct", None)
+    packed = keras.tree.pack_sequence_as(struct, inputs) if struct is not None else inputs[0]
+    expected = keras.tree.flatten(model(packed, training=False))
+    found = session.run(None, feeds)
+    largest = [
+        np.abs(f - np.asarray(e)).max() / max(np.abs(np.asarray(e)).max(), 1e-9)
+        for f, e in zip(found, expected, strict=True)
+    ]
+    return float(max(largest))

@@ -1,0 +1,118 @@
+"""Runs a `.tflite` file on the CPU, float in and float out, whatever its types.
+
+Example:
+    ```python
+    runner = TFLiteRunner("model.tflite")
+    probabilities = runner.predict([x])[0]
+    milliseconds = runner.latency_ms()
+    ```
+"""
+
+import os
+import statistics
+import time
+
+import numpy as np
+
+from tfcompress.deploy.quiet import quiet
+
+
+class TFLiteRunner:
+    """A loaded file with its interpreter.
+
+    Args:
+        path: Path of a `.tflite` file.
+        threads: Number of threads.
+
+    Raises:
+        ValueError: If the runtime cannot load the file (for example custom operations).
+    """
+
+    def __init__(self, path, *, threads=1):
+        from ai_edge_litert.interpreter import Interpreter
+
+        with quiet():
+            try:
+                self._interpreter = Interpreter(
+                    model_path=os.fspath(path), num_threads=threads
+                )
+                self._interpreter.allocate_tensors()
+            except (ValueError, RuntimeError) as err:
+                raise ValueError(
+                    f"LiteRT cannot run {os.fspath(path)!r} on the CPU: {err}"
+                ) from err
+        self.inputs = sorted(
+            self._interpreter.get_input_details(), key=lambda d: d["name"]
+        )
+        self.outputs = sorted(
+            self._interpreter.get_output_details(), key=lambda d: d["name"]
+        )
+
+    def predict(self, inputs):
+        """Runs examples one after the other.
+
+        Args:
+            inputs: List of float arrays, one for each input in order, with one row an
+                example.
+
+        Returns:
+            List of float32 arrays, one for each output, with one row an example.
+        """
+        rows = [self._run([a[i : i + 1] for a in inputs]) for i in range(len(inputs[0]))]
+        return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+    def integers(self, inputs):
+        """As `predict`, with the outputs as the file stores them."""
+        rows = [
+            self._run([a[i : i + 1] for a in inputs], dequantize=False)
+            for i in range(len(inputs[0]))
+        ]
+        return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+    def _run(self, example, *, dequantize=True):
+        for details, value in zip(self.inputs, example, strict=True):
+            self._interpreter.set_tensor(details["index"], quantize(value, details))
+        self._interpreter.invoke()
+        found = [
+            (self._interpreter.get_tensor(details["index"]), details)
+            for details in self.outputs
+        ]
+        return [_dequantize(v, d) if dequantize else v for v, d in found]
+
+    def latency_ms(self, *, repeats=100, seconds=1.0):
+        """Median time of one inference in milliseconds, after a warm-up.
+
+        Args:
+            repeats: Least number of timed runs.
+            seconds: Time after which no more than `repeats` are made.
+        """
+        for details in self.inputs:
+            zeros = np.zeros(details["shape"], details["dtype"])
+            self._interpreter.set_tensor(details["index"], zeros)
+        for _ in range(5):
+            self._interpreter.invoke()
+        times, begin = [], time.perf_counter()
+        while len(times) < repeats or time.perf_counter() - begin < seconds:
+            start = time.perf_counter()
+            self._interpreter.invoke()
+            times.append(time.perf_counter() - start)
+        return 1000 * statistics.median(times)
+
+
+def quantize(value, details):
+    """Real values as the integers of a quantized tensor; float tensors as they are."""
+    dtype = details["dtype"]
+    scale, zero_point = details["quantization"]
+    if scale == 0 or not np.issubdtype(dtype, np.integer):
+        return np.asarray(value, dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.round(value / scale) + zero_point, limits.min, limits.max).astype(
+        dtype
+    )
+
+
+def _dequantize(value, details):
+    scale, zero_point = details["quantization"]
+    if scale == 0:
+        return np.asarray(value, np.float32)
+    return (value.astype(np.float32) - zero_point) * np.float32(scale)

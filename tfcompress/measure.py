@@ -1,0 +1,306 @@
+"""What a model costs and what it is worth: size, work, time, accuracy.
+
+Example:
+    ```python
+    before = tfc.measure("float.tflite", data=(x_test, y_test))
+    after = tfc.measure("int8.tflite", data=(x_test, y_test))
+    print(before.gzip_bytes / after.gzip_bytes, before.accuracy - after.accuracy)
+    ```
+"""
+
+import math
+import os
+import pathlib
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcompress.checks import batches, check_model
+from tfcompress.deploy.files import gzip_bytes
+from tfcompress.deploy.runtime import TFLiteRunner
+from tfcompress.deploy.tflite_file import FLOAT_TYPES, read_tflite
+from tfcompress.graph import kernels
+from tfcompress.passes.strip import strip
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures of a model or file; `None` where one does not apply.
+
+    Attributes:
+        name: What was measured.
+        parameters: Number of weights, biases and statistics.
+        nonzero_parameters: Those that are not zero.
+        sparsity: Fraction of zeros among `parameters`.
+        macs: Multiply-accumulate operations of one example (matrix products and
+            convolutions); `None` with loops, such as recurrent layers.
+        bytes: Of a file, its size; of a Keras model, the size of its weights in memory.
+        gzip_bytes: The same bytes after gzip -9.
+        latency_ms: Of a `.tflite` file: median milliseconds of one inference on one
+            thread of this machine's CPU. `None` for a Keras model: export it first.
+        accuracy: Fraction of examples whose class is right, if `data` were given.
+        kernels: Tuple of `(path, parameters, sparsity)`, one for each kernel.
+    """
+
+    name: str
+    parameters: int
+    nonzero_parameters: int
+    sparsity: float
+    macs: int | None
+    bytes: int
+    gzip_bytes: int
+    latency_ms: float | None = None
+    accuracy: float | None = None
+    kernels: tuple = field(default=(), repr=False)
+
+    def __str__(self):
+        def show(value, text):
+            return "-" if value is None else text.format(value)
+
+        rows = [
+            ("parameters", f"{self.parameters:,}"),
+            ("nonzero", f"{self.nonzero_parameters:,} ({self.sparsity:.1%} zeros)"),
+            ("MACs", show(self.macs, "{:,}")),
+            ("bytes", f"{self.bytes:,}"),
+            ("gzip bytes", f"{self.gzip_bytes:,}"),
+            ("latency, ms", show(self.latency_ms, "{:.3f}")),
+            ("accuracy", show(self.accuracy, "{:.4f}")),
+        ]
+        return "\n".join([self.name, *(f"  {label:<12}{text}" for label, text in rows)])
+
+
+def measure(model, data=None, *, name=None):
+    """Measures a Keras model or a `.tflite` file.
+
+    A model that a pass of this library returned is measured as it will be deployed,
+    with its effective weights.
+
+    Args:
+        model: Built `keras.Model`, or path of a `.tflite` file.
+        data: `(inputs, labels)` arrays or a batched data set of such pairs. Labels are
+            class numbers `(examples,)` or one-hot `(examples, classes)`; of a model
+            with a single output value, 0 or 1 (threshold one half).
+        name: Name in the result; `None` takes the model's or the file's.
+
+    Returns:
+        A `Measurement`.
+
+    Raises:
+        TypeError: If `model` is neither.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or the data do not fit.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return _measure_file(model, data, name)
+    check_model(model)
+    return _measure_model(strip(model), data, name or model.name)
+
+
+def _measure_model(model, data, name):
+    weights = [variable.numpy() for variable in model.weights]
+    content = b"".join(w.tobytes() for w in weights)
+    return Measurement(
+        name=name,
+        **_counts(sum(w.size for w in weights), sum(map(np.count_nonzero, weights))),
+        macs=_model_macs(model),
+        bytes=len(content),
+        gzip_bytes=gzip_bytes(content),
+        accuracy=None if data is None else _accuracy(_keras_runner(model), model, data),
+        kernels=tuple(
+            _kernel(path, np.prod(v.shape), np.count_nonzero(v.numpy()))
+            for path, v in kernels(model).items()
+        ),
+    )
+
+
+def _measure_file(path, data, name):
+    file = read_tflite(path)
+    found = _parameters(file)
+    runner = TFLiteRunner(path)
+    return Measurement(
+        name=name or pathlib.Path(path).name,
+        **_counts(sum(t.size for t, _ in found), sum(n for _, n in found)),
+        macs=_file_macs(file),
+        bytes=file.bytes,
+        gzip_bytes=gzip_bytes(pathlib.Path(path).read_bytes()),
+        latency_ms=runner.latency_ms(),
+        accuracy=None if data is None else _accuracy(runner.predict, _Inputs(file), data),
+        kernels=tuple(
+            _kernel(t.name, t.size, nonzero) for t, nonzero in found if len(t.shape) > 1
+        ),
+    )
+
+
+def _counts(parameters, nonzero):
+    return {
+        "parameters": int(parameters),
+        "nonzero_parameters": int(nonzero),
+        "sparsity": 1 - int(nonzero) / int(parameters) if parameters else 0.0,
+    }
+
+
+def _kernel(path, size, nonzero):
+    return path, int(size), 1 - int(nonzero) / int(size)
+
+
+def _parameters(file):
+    """Constants that are weights, with the number of their nonzero values."""
+    found = []
+    for tensor in file.used_tensors():
+        if tensor.constant and (tensor.dtype in FLOAT_TYPES or tensor.scale is not None):
+            value = tensor.value()
+            if tensor.zero_point is not None:
+                shape = [1] * value.ndim
+                if value.ndim:
+                    shape[tensor.quantized_axis] = -1
+                value = value.astype(np.int64) - tensor.zero_point.reshape(shape)
+            found.append((tensor, int(np.count_nonzero(value))))
+    return found
+
+
+# Multiply-accumulate operations.
+
+
+def _model_macs(model):
+    """Counts them in the TensorFlow graph, which holds for subclassed models too."""
+    if not getattr(model, "inputs", None):
+        return None
+    struct = getattr(model, "_inputs_struct", model.inputs[0])
+    specs = [tf.TensorSpec((1, *t.shape[1:]), t.dtype) for t in model.inputs]
+
+    @tf.function
+    def infer(*inputs):
+        return model(keras.tree.pack_sequence_as(struct, list(inputs)), training=False)
+
+    total = 0
+    for operation in infer.get_concrete_function(*specs).graph.get_operations():
+        if operation.type in ("While", "StatelessWhile"):
+            return None
+        macs = _graph_operation_macs(operation)
+        if macs is None:
+            return None
+        total += macs
+    return total
+
+
+def _graph_operation_macs(operation):
+    """MACs of a TensorFlow operation, 0 if it multiplies nothing, `None` if unknown."""
+    kind = operation.type
+    if kind not in _GRAPH_MACS:
+        return 0
+    shapes = [t.shape for t in (*operation.inputs, operation.outputs[0])]
+    if not all(shape.is_fully_defined() for shape in shapes):
+        return None
+    *inputs, output = (tuple(shape) for shape in shapes)
+    return _GRAPH_MACS[kind](operation, inputs, output)
+
+
+def _einsum_macs(operation, inputs, output):
+    terms = operation.get_attr("equation").decode().split("->")[0].split(",")
+    sizes = {}
+    for term, shape in zip(terms, inputs, strict=True):
+        sizes.update(zip(term, shape, strict=True))
+    return math.prod(sizes.values())
+
+
+def _matmul_macs(operation, inputs, output):
+    attribute = "transpose_a" if operation.type == "MatMul" else "adj_x"
+    axis = -2 if operation.get_attr(attribute) else -1
+    return math.prod(output) * inputs[0][axis]
+
+
+_GRAPH_MACS = {
+    "Conv2D": lambda op, i, o: math.prod(o) * math.prod(i[1][:-1]),
+    "Conv3D": lambda op, i, o: math.prod(o) * math.prod(i[1][:-1]),
+    "DepthwiseConv2dNative": lambda op, i, o: math.prod(o) * math.prod(i[1][:2]),
+    "Conv2DBackpropInput": lambda op, i, o: math.prod(i[2]) * math.prod(i[1][:-1]),
+    "MatMul": _matmul_macs,
+    "BatchMatMulV2": _matmul_macs,
+    "Einsum": _einsum_macs,
+}
+
+
+def _file_macs(file):
+    total = 0
+    for operation in file.operations:
+        if operation.operator == "WHILE":
+            return None
+        if operation.operator in _FILE_MACS:
+            shapes = [t.shape if t else () for t in operation.inputs]
+            total += _FILE_MACS[operation.operator](shapes, operation.outputs[0].shape)
+    return total
+
+
+_FILE_MACS = {
+    "CONV_2D": lambda i, o: math.prod(o) * math.prod(i[1][1:]),
+    "CONV_3D": lambda i, o: math.prod(o) * math.prod(i[1][:-1]),
+    "DEPTHWISE_CONV_2D": lambda i, o: math.prod(o) * math.prod(i[1][1:3]),
+    "TRANSPOSE_CONV": lambda i, o: math.prod(i[2]) * math.prod(i[1][:-1]),
+    "FULLY_CONNECTED": lambda i, o: math.prod(o) * i[1][-1],
+    "BATCH_MATMUL": lambda i, o: math.prod(o) * i[0][-1],
+}
+
+
+# Accuracy.
+
+
+class _Inputs:
+    """The inputs of a file as `checks.batches` wants them."""
+
+    def __init__(self, file):
+        self.inputs = [
+            keras.KerasTensor((None, *t.shape[1:]), "float32", name=t.name)
+            for t in sorted(file.inputs, key=lambda t: t.name)
+        ]
+
+
+def _keras_runner(model):
+    infer = tf.function(
+        lambda inputs: model(inputs, training=False), reduce_retracing=True
+    )
+    struct = getattr(model, "_inputs_struct", None)
+
+    def run(inputs):
+        packed = inputs[0] if struct is None else keras.tree.pack_sequence_as(struct, inputs)
+        return [np.asarray(t) for t in keras.tree.flatten(infer(packed))]
+
+    return run
+
+
+def _accuracy(run, model, data):
+    right = examples = 0
+    for inputs, labels in batches(model, data, argument="data", batch_size=128):
+        if labels is None:
+            raise ValueError("`data` must hold labels: pass (inputs, labels).")
+        outputs = run(inputs)
+        if len(outputs) != 1:
+            raise ValueError(
+                "Accuracy needs a model with one output. "
+                f"Received: {len(outputs)} outputs"
+            )
+        found, wanted = _classes(outputs[0]), _labels(labels, outputs[0])
+        right += int(np.sum(found == wanted))
+        examples += found.size
+    return right / examples
+
+
+def _classes(outputs):
+    if outputs.shape[-1] == 1:
+        return (outputs[..., 0] > 0.5).astype("int64")
+    return outputs.argmax(axis=-1)
+
+
+def _labels(labels, outputs):
+    labels = np.asarray(labels)
+    if outputs.shape[-1] > 1 and labels.shape == outputs.shape:
+        return labels.argmax(axis=-1)
+    if labels.shape == (*outputs.shape[:-1], 1):
+        labels = labels[..., 0]
+    if labels.shape != outputs.shape[:-1]:
+        raise ValueError(
+            f"`data`: labels of shape {labels.shape} do not fit outputs of shape "
+            f"{outputs.shape}; give class numbers or one-hot rows."
+        )
+    return labels.astype("int64")
