@@ -158,8 +158,10 @@ def _in_order(inputs, model, argument):
             f"Received: {sorted(inputs)}"
         )
     ordered = {name: inputs[name] for name in names}
-    return keras.tree.flatten(ordered) if isinstance(struct, dict) else list(
-        ordered.values()
+    return (
+        keras.tree.flatten(ordered)
+        if isinstance(struct, dict)
+        else list(ordered.values())
     )
 
 
@@ -173,7 +175,8 @@ def _check_array(array, spec, argument):
     if spec is not None:
         wanted = tuple(spec.shape)
         fits = len(wanted) == array.ndim and all(
-            w is None or w == a for w, a in zip(wanted[1:], array.shape[1:], strict=True)
+            w is None or w == a
+            for w, a in zip(wanted[1:], array.shape[1:], strict=True)
         )
         if not fits:
             hint = (

@@ -126,7 +126,9 @@ def _measure_file(path, data, name):
         bytes=file.bytes,
         gzip_bytes=gzip_bytes(pathlib.Path(path).read_bytes()),
         latency_ms=runner.latency_ms(),
-        accuracy=None if data is None else _accuracy(runner.predict, _Inputs(file), data),
+        accuracy=None
+        if data is None
+        else _accuracy(runner.predict, _Inputs(file), data),
         kernels=tuple(
             _kernel(t.name, t.size, nonzero) for t, nonzero in found if len(t.shape) > 1
         ),
@@ -149,7 +151,9 @@ def _parameters(file):
     """Constants that are weights, with the number of their nonzero values."""
     found = []
     for tensor in file.used_tensors():
-        if tensor.constant and (tensor.dtype in FLOAT_TYPES or tensor.scale is not None):
+        if tensor.constant and (
+            tensor.dtype in FLOAT_TYPES or tensor.scale is not None
+        ):
             value = tensor.value()
             if tensor.zero_point is not None:
                 shape = [1] * value.ndim
@@ -263,7 +267,9 @@ def _keras_runner(model):
     struct = getattr(model, "_inputs_struct", None)
 
     def run(inputs):
-        packed = inputs[0] if struct is None else keras.tree.pack_sequence_as(struct, inputs)
+        packed = (
+            inputs[0] if struct is None else keras.tree.pack_sequence_as(struct, inputs)
+        )
         return [np.asarray(t) for t in keras.tree.flatten(infer(packed))]
 
     return run

@@ -24,29 +24,23 @@ def accuracy_against(measurements, attribute, label, unit=1.0):
         PNG bytes, or `None` if no measurement has both figures.
     """
     points = [
-        (getattr(m, attribute) * unit, 100 * m.accuracy, m.name, _COLORS[i % len(_COLORS)])
+        (
+            getattr(m, attribute) * unit,
+            100 * m.accuracy,
+            m.name,
+            _COLORS[i % len(_COLORS)],
+        )
         for i, m in enumerate(measurements)
         if m.accuracy is not None and getattr(m, attribute) is not None
     ]
     if not points:
         return None
-    figure, axes = _figure(5.6, 3.8)
-    for x, y, _, color in points:
-        axes.plot(x, y, "o", markersize=9, color=color, zorder=3)
-    axes.margins(x=0.12, y=0.2)
-    axes.set_xlim(left=0)
-    middle = sum(axes.get_xlim()) / 2
+    figure, axes = _figure(5.6, 4.2)
     for x, y, name, color in points:
-        left = x > middle
-        axes.annotate(
-            name,
-            (x, y),
-            xytext=(-9 if left else 9, 5),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            fontsize=9,
-            color=color,
-        )
+        axes.plot(x, y, "o", markersize=10, color=color, label=name, zorder=3)
+    axes.margins(x=0.12, y=0.25)
+    axes.set_xlim(left=0)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy, %")
     return _png(figure)

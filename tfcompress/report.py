@@ -82,8 +82,18 @@ def table(measurements):
     """
     base = measurements[0]
     rows = [
-        ["model", "accuracy", "file, bytes", "gzip, bytes", "smaller", "nonzero weights",
-         "zeros", "MACs", "latency, ms", "faster"]
+        [
+            "model",
+            "accuracy",
+            "file, bytes",
+            "gzip, bytes",
+            "smaller",
+            "nonzero weights",
+            "zeros",
+            "MACs",
+            "latency, ms",
+            "faster",
+        ]
     ]
     for m in measurements:
         rows.append(

@@ -112,9 +112,11 @@ def _check_found(found, argument, pattern, paths):
     if found:
         return
     text = pattern.match if isinstance(pattern, Rule) else pattern
-    near = difflib.get_close_matches(text, paths, n=1, cutoff=0.5) if (
-        isinstance(text, str)
-    ) else []
+    near = (
+        difflib.get_close_matches(text, paths, n=1, cutoff=0.5)
+        if (isinstance(text, str))
+        else []
+    )
     hint = f" Did you mean {near[0]!r}?" if near else ""
     shown = "\n  ".join(paths) or "(none)"
     raise ValueError(

@@ -131,7 +131,11 @@ def _convert(model, opset):
 
     @tf.function(input_signature=signature)
     def infer(*inputs):
-        packed = keras.tree.pack_sequence_as(struct, list(inputs)) if struct is not None else inputs[0]
+        packed = (
+            keras.tree.pack_sequence_as(struct, list(inputs))
+            if struct is not None
+            else inputs[0]
+        )
         return model(packed, training=False)
 
     with quiet() as caught:
@@ -180,7 +184,10 @@ def _store_integer_weights(converted):
                 numpy_helper.from_array(a, n) for n, a in parts.items()
             )
             done[name] = helper.make_node(
-                "DequantizeLinear", list(parts), [f"{name}_float"], f"{name}_dequantize",
+                "DequantizeLinear",
+                list(parts),
+                [f"{name}_float"],
+                f"{name}_dequantize",
                 axis=axis,
             )
             graph.initializer.remove(constants[name])
@@ -235,7 +242,9 @@ def _difference(path, model):
     ]
     feeds = {i.name: a for i, a in zip(session.get_inputs(), inputs, strict=True)}
     struct = getattr(model, "_inputs_struct", None)
-    packed = keras.tree.pack_sequence_as(struct, inputs) if struct is not None else inputs[0]
+    packed = (
+        keras.tree.pack_sequence_as(struct, inputs) if struct is not None else inputs[0]
+    )
     expected = keras.tree.flatten(model(packed, training=False))
     found = session.run(None, feeds)
     largest = [

@@ -58,7 +58,9 @@ class TFLiteRunner:
         Returns:
             List of float32 arrays, one for each output, with one row an example.
         """
-        rows = [self._run([a[i : i + 1] for a in inputs]) for i in range(len(inputs[0]))]
+        rows = [
+            self._run([a[i : i + 1] for a in inputs]) for i in range(len(inputs[0]))
+        ]
         return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
     def integers(self, inputs):

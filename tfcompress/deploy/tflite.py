@@ -117,7 +117,9 @@ def export_tflite(
         )
     else:
         content = _convert(
-            strip(model), batch_size, _integers(io, _representative(model, calibration_data))
+            strip(model),
+            batch_size,
+            _integers(io, _representative(model, calibration_data)),
         )
     with written_atomically(path) as temporary:
         temporary.write_bytes(content)
@@ -153,7 +155,9 @@ def _representative(model, data):
             "An int8 file of a plain model needs `calibration_data`: 100 to 500 examples "
             "like those it will see. Or train with tfc.quantize_aware(model) first."
         )
-    checked = [inputs for inputs, _ in batches(model, data, argument="calibration_data")]
+    checked = [
+        inputs for inputs, _ in batches(model, data, argument="calibration_data")
+    ]
     names = [f"input_{i}" for i in range(len(checked[0]))]
 
     def examples():

@@ -44,7 +44,9 @@ class _Inliner:
         self.copies = {}
 
     def run(self, graph, inputs, prefix, training):
-        new = {id(old): tensor for old, tensor in zip(graph.inputs, inputs, strict=True)}
+        new = {
+            id(old): tensor for old, tensor in zip(graph.inputs, inputs, strict=True)
+        }
         for call in graph.calls:
             args, kwargs = call.arguments.fill_in(new)
             if isinstance(call.operation, keras.Model):
@@ -64,7 +66,9 @@ class _Inliner:
     def _inline(self, nested, args, kwargs, prefix, training):
         _check_functional(nested, self.model)
         forced = kwargs.pop("training", None)
-        inputs = keras.tree.flatten((args, {k: v for k, v in kwargs.items() if k != "mask"}))
+        inputs = keras.tree.flatten(
+            (args, {k: v for k, v in kwargs.items() if k != "mask"})
+        )
         return self.run(
             Graph(nested),
             [t for t in inputs if t is not None],

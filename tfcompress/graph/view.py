@@ -26,7 +26,9 @@ class Graph:
         self.model = model
         function = functional(model)
         by_depth = function._nodes_by_depth
-        nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+        nodes = [
+            node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
+        ]
         self.calls = [node for node in nodes if not node.is_input]
         self.inputs = list(function.inputs)
         self.outputs = list(function.outputs)

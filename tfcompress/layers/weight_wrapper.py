@@ -113,9 +113,13 @@ class TransformWeights(keras.layers.Wrapper):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        layer = keras.saving.deserialize_keras_object(config.pop("layer"), custom_objects)
+        layer = keras.saving.deserialize_keras_object(
+            config.pop("layer"), custom_objects
+        )
         transforms = {
-            name: [keras.saving.deserialize_keras_object(t, custom_objects) for t in chain]
+            name: [
+                keras.saving.deserialize_keras_object(t, custom_objects) for t in chain
+            ]
             for name, chain in config.pop("transforms").items()
         }
         return cls(layer, transforms, **config)

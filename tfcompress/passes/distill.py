@@ -145,7 +145,9 @@ class Distiller(keras.Model):
         self.distillation_loss.update_state(soft)
         regularizers = sum(self.losses) if self.losses else 0.0
         # `hard` holds the regularizers already: alpha weighs the label's loss only.
-        return self.alpha * (hard - regularizers) + regularizers + (1 - self.alpha) * soft
+        return (
+            self.alpha * (hard - regularizers) + regularizers + (1 - self.alpha) * soft
+        )
 
     def get_config(self):
         return {
@@ -232,7 +234,12 @@ def _last_activation(model):
         operation = getattr(call.operation, "layer", call.operation)
         if type(operation).__name__ == "Softmax":
             return "softmax"
-        if type(operation).__name__ not in ("FakeQuant", "Reshape", "Identity", "Flatten"):
+        if type(operation).__name__ not in (
+            "FakeQuant",
+            "Reshape",
+            "Identity",
+            "Flatten",
+        ):
             return activation_name(operation)
         tensor = call.input_tensors[0]
     return "linear"

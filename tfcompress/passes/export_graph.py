@@ -74,7 +74,9 @@ class _Export:
             self.layers[key] = (
                 effective_layer(call.operation, dtype="float32")
                 if normalization is None
-                else fold(call.operation, normalization, name=f"folded_{len(self.layers)}")
+                else fold(
+                    call.operation, normalization, name=f"folded_{len(self.layers)}"
+                )
             )
         return self.layers[key]
 
@@ -83,7 +85,11 @@ class _Export:
         if following is None:
             return None
         operation = following.operation
-        return operation if isinstance(operation, keras.layers.BatchNormalization) else None
+        return (
+            operation
+            if isinstance(operation, keras.layers.BatchNormalization)
+            else None
+        )
 
 
 def fold(wrapper, normalization, *, name=None):

@@ -97,7 +97,9 @@ def calibrate(model, data):
         lows.append([low.numpy() for low, _ in found])
         highs.append([high.numpy() for _, high in found])
     for call, low, high in zip(
-        calls, map(min, zip(*lows, strict=True)), map(max, zip(*highs, strict=True)),
+        calls,
+        map(min, zip(*lows, strict=True)),
+        map(max, zip(*highs, strict=True)),
         strict=True,
     ):
         call.operation.set_range(call.arguments.kwargs["site"], low, high)
@@ -164,7 +166,10 @@ class _Quantizer:
             layer = built_copy(operation)
             chain = [FakeQuantizeWeight(bits=8, axes=axes)]
             weight = next(v for v in layer.weights if v.name == name)
-            if "zeros" in self.preserve and masks.kept_zeros(weight.numpy()) is not None:
+            if (
+                "zeros" in self.preserve
+                and masks.kept_zeros(weight.numpy()) is not None
+            ):
                 chain.insert(0, KeepZeros())
             self.wrappers[id(operation)] = TransformWeights(layer, {name: chain})
         return self.wrappers[id(operation)]
@@ -219,10 +224,12 @@ def _splits(operation):
 
 def _check_options(config, preserve):
     if config not in CONFIGS:
-        raise ValueError(f"`config` must be one of {CONFIGS}. Received: config={config!r}")
+        raise ValueError(
+            f"`config` must be one of {CONFIGS}. Received: config={config!r}"
+        )
     if set(preserve) - {"zeros"}:
         raise ValueError(
-            "`preserve` may hold 'zeros' or nothing. " f"Received: preserve={preserve!r}"
+            f"`preserve` may hold 'zeros' or nothing. Received: preserve={preserve!r}"
         )
 
 

@@ -1,0 +1,315 @@
+"""The `tfcompress` command: what the library does, from a shell."""
+
+import inspect
+import os
+import pathlib
+import sys
+
+import keras
+import numpy as np
+from absl import app
+from absl.flags import argparse_flags
+from rich.console import Console
+from rich.table import Table
+
+from tfcompress import demo, report
+from tfcompress.deploy.edgetpu_check import check_edgetpu
+from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerError, compile_edgetpu
+from tfcompress.deploy.onnx import export_onnx
+from tfcompress.deploy.tflite import KINDS, export_tflite
+from tfcompress.deploy.tflite_file import read_tflite
+from tfcompress.graph import kernels
+from tfcompress.measure import measure
+from tfcompress.progress import tracked
+
+_DESCRIPTION = """Compress Keras 3 models and check what came of it.
+
+  tfcompress demo                              the whole journey on real speech
+  tfcompress export model.keras model.tflite --kind=int8 --data=calibration.npz
+  tfcompress measure float.tflite int8.tflite --data=test.npz
+  tfcompress check-edgetpu int8.tflite
+
+Data are .npz files with an array `x` (one row an example) and, where labels are
+needed, `y`. `tfcompress COMMAND --help` explains a command."""
+
+
+def main():
+    """Entry point of the console script."""
+    app.run(lambda args: sys.exit(_run(args)), flags_parser=parse)
+
+
+def parse(argv):
+    """Parses a command line.
+
+    Args:
+        argv: List of strings, the program's name first.
+
+    Returns:
+        Namespace with the command's function as `command`. Exits with 2 where the
+        arguments are wrong.
+    """
+    return _parser().parse_args(argv[1:])
+
+
+def run(argv):
+    """Runs a command line in this process.
+
+    Args:
+        argv: List of strings, the program's name first.
+
+    Returns:
+        Exit code: 0, or 2 after one line on the error stream if the input was bad.
+    """
+    return _run(parse(argv))
+
+
+def _run(args):
+    try:
+        args.command(args)
+    except (OSError, TypeError, ValueError, EdgeTPUCompilerError) as err:
+        if args.debug:
+            raise
+        print(f"tfcompress: {_one_line(err)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _one_line(err):
+    return " ".join(str(err).split()) or type(err).__name__
+
+
+def _parser():
+    parser = argparse_flags.ArgumentParser(
+        prog="tfcompress",
+        description=_DESCRIPTION,
+        formatter_class=_Raw,
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of an error"
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(function, name, *arguments):
+        about = inspect.getdoc(function)
+        sub = commands.add_parser(
+            name, help=about.splitlines()[0], description=about, formatter_class=_Raw
+        )
+        for flags, settings in arguments:
+            sub.add_argument(*flags, **settings)
+        sub.set_defaults(command=function)
+
+    def arg(*flags, **settings):
+        return flags, settings
+
+    data = arg("--data", metavar="X.npz", help="arrays x and y")
+    command(
+        _demo,
+        "demo",
+        arg("--out", default="demo", help="folder for models and report (demo)"),
+        arg("--seed", type=int, default=0, help="seed of weights and order (0)"),
+        arg(
+            "--quick", action="store_true", help="one epoch of each step: a smoke test"
+        ),
+    )
+    command(_inspect, "inspect", arg("model", help=".tflite or .keras file"))
+    command(
+        _export,
+        "export",
+        arg("model", help=".keras file"),
+        arg("output", help="file to write: .tflite or .onnx"),
+        arg("--kind", choices=KINDS, default="float32", help="of a .tflite (float32)"),
+        arg(
+            "--io",
+            choices=("int8", "uint8", "float32"),
+            default="int8",
+            help="inputs and outputs of an int8 .tflite (int8)",
+        ),
+        arg("--data", metavar="X.npz", help="calibration examples: array x"),
+    )
+    command(
+        _measure,
+        "measure",
+        arg("models", nargs="+", help=".tflite or .keras files, the baseline first"),
+        data,
+    )
+    command(_check_edgetpu, "check-edgetpu", arg("model", help=".tflite file"))
+    command(
+        _compile_edgetpu,
+        "compile-edgetpu",
+        arg("model", help=".tflite file"),
+        arg("--out_dir", help="folder for the result (that of the file)"),
+        arg("--compiler", help="path of edgetpu_compiler (the one on PATH)"),
+        arg("--timeout", type=int, default=180, help="seconds (180)"),
+    )
+    command(
+        _report,
+        "report",
+        arg("models", nargs="+", help=".tflite or .keras files, the baseline first"),
+        arg("--out", default="report.html", help="HTML file to write (report.html)"),
+        data,
+    )
+    return parser
+
+
+class _Raw(argparse_flags.argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions."""
+
+
+def _demo(args):
+    """Prune, distill, quantize, export, check and measure a speech model.
+
+    Trains a keyword-spotting network on spoken digits that ship with the package, with
+    two of six speakers held out for the test. Takes about three minutes on two cores.
+    """
+    settings = demo.Settings(seed=args.seed)
+    if args.quick:
+        settings = demo.Settings(args.seed, 1, 1, 1, examples=300)
+    demo.run(args.out, settings)
+
+
+def _inspect(args):
+    """Show what a file holds: operations, types, kernels.
+
+    Of a .tflite file: each operation with shapes and versions, tensor types, and whether
+    it is integers only. Of a .keras file: each kernel with its shape and zeros.
+    """
+    console = Console()
+    if args.model.endswith(".tflite"):
+        file = read_tflite(args.model)
+        rows = [
+            (
+                str(op.index),
+                op.operator,
+                str(op.version),
+                " ".join(_shape(t) for t in op.inputs if t and not t.constant),
+                " ".join(map(_shape, op.outputs)),
+            )
+            for op in file.operations
+        ]
+        console.print(_table(["#", "operator", "version", "reads", "writes"], rows))
+        types = ", ".join(f"{n} {name}" for name, n in file.tensor_types().items())
+        floats = len(file.float_operations())
+        console.print(f"{file.bytes:,} bytes; tensors: {types}")
+        console.print(
+            f"{floats} operation(s) touch a float tensor" if floats else "integers only"
+        )
+        return
+    model = _load(args.model)
+    rows = [
+        (path, str(tuple(v.shape)), f"{_zeros(v):.1%}")
+        for path, v in kernels(model).items()
+    ]
+    console.print(_table(["kernel", "shape", "zeros"], rows))
+    console.print(f"{model.count_params():,} parameters in {model.name!r}")
+
+
+def _shape(tensor):
+    return f"{tensor.dtype.lower()}{list(tensor.shape)}"
+
+
+def _zeros(variable):
+    array = variable.numpy()
+    return 1 - np.count_nonzero(array) / array.size
+
+
+def _export(args):
+    """Convert a .keras file to .tflite or .onnx, and check the result.
+
+    A quantization-aware model needs no data. A plain one needs calibration examples for
+    --kind=int8.
+    """
+    suffix = pathlib.Path(args.output).suffix
+    if suffix not in (".tflite", ".onnx"):
+        raise ValueError(f"The output must be a .tflite or .onnx file: {args.output!r}")
+    model = _load(args.model)
+    if suffix == ".onnx":
+        result = export_onnx(model, args.output)
+        print(f"{result.path}: {result.bytes:,} bytes ({result.gzip_bytes:,} gzip)")
+        return
+    data = None if args.data is None else _arrays(args.data)[0]
+    print(
+        export_tflite(
+            model, args.output, kind=args.kind, io=args.io, calibration_data=data
+        )
+    )
+
+
+def _measure(args):
+    """Size, work, time and accuracy of files, side by side.
+
+    The first file is the baseline of the ratios.
+    """
+    header, *rows = report.table(_measured(args))
+    Console().print(_table(header, rows))
+
+
+def _report(args):
+    """Write an HTML report with plots; the first file is the baseline."""
+    written = report.report(_measured(args), args.out)
+    print("\n".join((written.path, *written.plots)))
+
+
+def _measured(args):
+    data = None if args.data is None else _arrays(args.data)
+    return [
+        measure(
+            path if path.endswith(".tflite") else _load(path),
+            data,
+            name=pathlib.Path(path).name,
+        )
+        for path in tracked(args.models, "Measuring", total=len(args.models))
+    ]
+
+
+def _check_edgetpu(args):
+    """Say which operations of an int8 file the Edge TPU compiler will map, and why not.
+
+    Needs no compiler. Rows marked ? are not settled by documentation or known runs.
+    """
+    print(check_edgetpu(args.model))
+
+
+def _compile_edgetpu(args):
+    """Run Google's edgetpu_compiler and verify what it wrote.
+
+    The compiler must be installed (x86-64 Linux); the error says how to get it.
+    """
+    result = compile_edgetpu(
+        args.model, args.out_dir, compiler=args.compiler, timeout_sec=args.timeout
+    )
+    print(f"{result.path}: {result.mapped_count} mapped, {result.cpu_count} on the CPU")
+
+
+def _table(header, rows):
+    table = Table(*header, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _load(path):
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"No such model file: {path!r}")
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as err:
+        raise ValueError(
+            f"Cannot load {path!r} as a Keras 3 model: {_one_line(err)[:300]}"
+        ) from err
+
+
+def _arrays(path):
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"No such data file: {path!r}")
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+    except Exception as err:
+        raise ValueError(f"Cannot read {path!r} as .npz: {err}") from err
+    if "x" not in arrays:
+        raise ValueError(f"{path!r} needs an array `x`. Received: {sorted(arrays)}")
+    return arrays["x"], arrays.get("y")
+
+
+if __name__ == "__main__":
+    main()

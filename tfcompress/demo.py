@@ -1,0 +1,207 @@
+"""The whole journey on real speech: prune, distill, quantize, export, check, measure.
+
+`tfcompress demo` runs it. Every step is the call a user would write.
+"""
+
+import pathlib
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+
+from tfcompress import datasets, zoo
+from tfcompress.callbacks import Pruning
+from tfcompress.deploy.edgetpu_check import check_edgetpu
+from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerNotFound, compile_edgetpu
+from tfcompress.deploy.onnx import export_onnx
+from tfcompress.deploy.tflite import export_tflite
+from tfcompress.measure import measure
+from tfcompress.passes.distill import distill
+from tfcompress.passes.quantize import quantize_aware
+from tfcompress.progress import EpochBar
+from tfcompress.report import report
+
+NAMES = ("float model", "TFLite float32", "int8 by calibration", "ours")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long the demo trains, and how much it prunes.
+
+    Attributes:
+        seed: Seed of weights and data order.
+        float_epochs: Epochs of the float model.
+        pruning_epochs: Epochs of pruning with distillation.
+        quantization_epochs: Epochs of quantization-aware training with distillation.
+        sparsity: Fraction of zeros in each kernel.
+        examples: Number of training clips; `None` takes all 1,800.
+    """
+
+    seed: int = 0
+    float_epochs: int = 20
+    pruning_epochs: int = 14
+    quantization_epochs: int = 4
+    sparsity: float = 0.87
+    examples: int | None = None
+
+
+def augmented(train, *, seed, batch_size=64, mix=False):
+    """Training batches with shifts in time and noise, in a new order each epoch.
+
+    Args:
+        train: `(x, y)` as `datasets.spoken_digits` gives it.
+        seed: Seed of the order.
+        batch_size: Batch size.
+        mix: Also blend clips pairwise, for a student that learns from a teacher's
+            answers and not from labels: it sees more of what the teacher computes.
+
+    Returns:
+        A `tf.data.Dataset` of `(x, y)` batches.
+
+    Reference:
+        Beyer et al., "Knowledge distillation: A good teacher is patient and
+        consistent", 2021 (mixing as input for distillation). arXiv:2106.05237
+    """
+
+    def disturb(x, y):
+        shift = tf.random.uniform((), -6, 7, tf.int32)
+        noise = tf.random.normal(tf.shape(x), stddev=0.3)
+        return tf.roll(x, shift, axis=0) + noise, y
+
+    def blend(x, y):
+        share = tf.random.uniform((tf.shape(x)[0], 1, 1, 1))
+        share = tf.where(share < 0.5, 1.0, share)
+        return share * x + (1 - share) * tf.reverse(x, [0]), y
+
+    data = tf.data.Dataset.from_tensor_slices(tuple(train)).cache()
+    data = data.shuffle(len(train.x), seed=seed).map(disturb, tf.data.AUTOTUNE)
+    data = data.batch(batch_size)
+    return (data.map(blend) if mix else data).prefetch(2)
+
+
+def train_float(train, settings):
+    """Trains the reference network in float."""
+    model = zoo.ds_cnn(input_shape=train.x.shape[1:], classes=10)
+    data = augmented(train, seed=settings.seed)
+    _fit(model, data, settings.float_epochs, 3e-3, EpochBar("Training the float model"))
+    return model
+
+
+def compress(model, train, settings):
+    """Prunes and distills a trained model, then trains it with quantization.
+
+    Args:
+        model: Trained `keras.Model`; it is not changed.
+        train: `(x, y)` training data.
+        settings: `Settings`.
+
+    Returns:
+        The quantization-aware `keras.Model`.
+    """
+    data = augmented(train, seed=settings.seed, mix=True)
+    student = keras.models.clone_model(model)
+    student.set_weights(model.get_weights())
+
+    pupil = distill(student, teacher=model, temperature=4, alpha=0)
+    pruning = Pruning(sparsity=settings.sparsity)
+    bar = EpochBar("Pruning, with distillation")
+    _fit(pupil, data, settings.pruning_epochs, 2e-3, pruning, bar)
+
+    qat = quantize_aware(student, "int8", calibration_data=train.x[:256])
+    pupil = distill(qat, teacher=model, temperature=4, alpha=0)
+    bar = EpochBar("Quantization-aware training")
+    _fit(pupil, data, settings.quantization_epochs, 5e-4, bar)
+    return qat
+
+
+def _fit(model, data, epochs, learning_rate, *callbacks):
+    decay = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * len(data))
+    model.compile(
+        keras.optimizers.Adam(decay), "sparse_categorical_crossentropy", ["accuracy"]
+    )
+    model.fit(data, epochs=epochs, verbose=0, callbacks=list(callbacks))
+
+
+def run(folder="demo", settings=None, say=print):
+    """Runs the demo and writes the files and the report.
+
+    Args:
+        folder: Folder for the models and the report; made if it is missing.
+        settings: `Settings`; `None` takes the defaults.
+        say: Function that shows a line to the user.
+
+    Returns:
+        The list of `Measurement` in the order of `NAMES`.
+    """
+    settings = settings or Settings()
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(settings.seed)
+    train, test = datasets.spoken_digits(split="held_out_speakers")
+    heard = sorted(set(datasets.SPEAKERS) - set(datasets.HELD_OUT_SPEAKERS))
+    _, known = datasets.spoken_digits(split="official", speakers=heard)
+    if settings.examples is not None:
+        keep = slice(None, None, max(1, len(train.x) // settings.examples))
+        train = datasets.Examples(train.x[keep], train.y[keep])
+    say(
+        f"Spoken digits: training on {len(train.x):,} clips of 4 speakers; testing on "
+        f"{len(test.x):,} clips of 2 speakers who were held out, and on {len(known.x)} "
+        "new clips of the 4 known ones."
+    )
+    model = train_float(train, settings)
+    model.save(folder / "float.keras")
+    qat = compress(model, train, settings)
+    qat.save(folder / "ours.keras")
+
+    calibration = train.x[:256]
+    paths = [
+        folder / f"{name}.tflite" for name in ("float32", "int8_calibrated", "ours")
+    ]
+    export_tflite(model, paths[0], kind="float32")
+    export_tflite(model, paths[1], kind="int8", calibration_data=calibration)
+    ours = export_tflite(qat, paths[2], kind="int8")
+    say(f"\n{ours}")
+    onnx = export_onnx(qat, folder / "ours.onnx")
+    say(
+        f"{onnx.path}: {onnx.bytes:,} bytes, {onnx.integer_weights} integer kernels, ONNX "
+        f"Runtime within {onnx.largest_difference:.1%} of Keras"
+    )
+    _edge_tpu(paths[2], folder, say)
+
+    targets = [model, *paths]
+    found = [measure(m, test, name=n) for m, n in zip(targets, NAMES, strict=True)]
+    written = report(
+        found, folder / "report.html", title="Spoken digits, speakers held out"
+    )
+    say("")
+    _say_table(found, [measure(m, known).accuracy for m in targets], say)
+    say(f"\nReport: {written.path}")
+    return found
+
+
+def _edge_tpu(path, folder, say):
+    check = check_edgetpu(path)
+    say(f"Edge TPU: {check.mapped_count} of {len(check.operations)} operations map.")
+    for op in check.operations:
+        if op.reason:
+            say(f"  {op.index} {op.operator}: {op.reason}")
+    try:
+        compiled = compile_edgetpu(path, folder)
+        say(f"Edge TPU compiler: {compiled.path}, {compiled.mapped_count} mapped.")
+    except EdgeTPUCompilerNotFound:
+        say("Edge TPU compiler: not installed, so its step is left out.")
+
+
+def _say_table(found, known_accuracy, say):
+    base = found[1]
+    say(
+        f"{'':<20} {'held-out':>9} {'known':>7} {'bytes':>8} {'gzip':>8} {'smaller':>8} "
+        f"{'zeros':>7} {'latency':>9}"
+    )
+    for m, known in zip(found, known_accuracy, strict=True):
+        latency = "-" if m.latency_ms is None else f"{m.latency_ms:.3f} ms"
+        say(
+            f"{m.name:<20} {m.accuracy:>9.1%} {known:>7.1%} {m.bytes:>8,} "
+            f"{m.gzip_bytes:>8,} {base.gzip_bytes / m.gzip_bytes:>7.2f}x "
+            f"{m.sparsity:>7.1%} {latency:>9}"
+        )
