@@ -12,6 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfcompress.graph import inputs_struct
+
 _LEGACY_MODULES = ("tf_keras.", "keras.engine.", "tensorflow.python.keras.")
 
 
@@ -93,8 +95,8 @@ def batches(model, data, *, argument, batch_size=32):
 def _raw_batches(data, argument, batch_size):
     if data is None or isinstance(data, (str, bytes, int, float)):
         raise TypeError(
-            f"`{argument}` must be arrays, a tf.data.Dataset or an iterable of batches. "
-            f"Received: {data!r} (of type {type(data).__name__})"
+            f"`{argument}` must be arrays, a tf.data.Dataset or an iterable of "
+            f"batches. Received: {data!r} (of type {type(data).__name__})"
         )
     if isinstance(data, keras.utils.PyDataset):
         return (data[i] for i in range(len(data)))
@@ -102,8 +104,8 @@ def _raw_batches(data, argument, batch_size):
         return _slices(data, argument, batch_size)
     if not hasattr(data, "__iter__"):
         raise TypeError(
-            f"`{argument}` must be arrays, a tf.data.Dataset or an iterable of batches. "
-            f"Received an object of type {type(data).__name__}."
+            f"`{argument}` must be arrays, a tf.data.Dataset or an iterable of "
+            f"batches. Received: an object of type {type(data).__name__}"
         )
     return iter(data)
 
@@ -150,7 +152,7 @@ def _check_batch(inputs, model, argument):
 
 def _in_order(inputs, model, argument):
     """A dict by the model's own keys, or by the names of its input layers."""
-    struct = getattr(model, "_inputs_struct", None)
+    struct = inputs_struct(model)
     names = list(struct) if isinstance(struct, dict) else [t.name for t in model.inputs]
     if set(inputs) != set(names):
         raise ValueError(

@@ -170,8 +170,8 @@ def _demo(args):
 def _inspect(args):
     """Show what a file holds: operations, types, kernels.
 
-    Of a .tflite file: each operation with shapes and versions, tensor types, and whether
-    it is integers only. Of a .keras file: each kernel with its shape and zeros.
+    Of a .tflite file: each operation with shapes and versions, tensor types, and
+    whether it is integers only. Of a .keras file: each kernel with shape and zeros.
     """
     console = Console()
     if args.model.endswith(".tflite"):

@@ -163,8 +163,8 @@ def run(folder="demo", settings=None, say=print):
     say(f"\n{ours}")
     onnx = export_onnx(qat, folder / "ours.onnx")
     say(
-        f"{onnx.path}: {onnx.bytes:,} bytes, {onnx.integer_weights} integer kernels, ONNX "
-        f"Runtime within {onnx.largest_difference:.1%} of Keras"
+        f"{onnx.path}: {onnx.bytes:,} bytes, {onnx.integer_weights} integer kernels, "
+        f"ONNX Runtime within {onnx.largest_difference:.1%} of Keras"
     )
     _edge_tpu(paths[2], folder, say)
 
@@ -195,8 +195,8 @@ def _edge_tpu(path, folder, say):
 def _say_table(found, known_accuracy, say):
     base = found[1]
     say(
-        f"{'':<20} {'held-out':>9} {'known':>7} {'bytes':>8} {'gzip':>8} {'smaller':>8} "
-        f"{'zeros':>7} {'latency':>9}"
+        f"{'':<20} {'held-out':>9} {'known':>7} {'bytes':>8} {'gzip':>8} "
+        f"{'smaller':>8} {'zeros':>7} {'latency':>9}"
     )
     for m, known in zip(found, known_accuracy, strict=True):
         latency = "-" if m.latency_ms is None else f"{m.latency_ms:.3f} ms"

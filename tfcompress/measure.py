@@ -21,7 +21,7 @@ from tfcompress.checks import batches, check_model
 from tfcompress.deploy.files import gzip_bytes
 from tfcompress.deploy.runtime import TFLiteRunner
 from tfcompress.deploy.tflite_file import FLOAT_TYPES, read_tflite
-from tfcompress.graph import kernels
+from tfcompress.graph import flat_call, kernels
 from tfcompress.passes.strip import strip
 
 
@@ -171,13 +171,8 @@ def _model_macs(model):
     """Counts them in the TensorFlow graph, which holds for subclassed models too."""
     if not getattr(model, "inputs", None):
         return None
-    struct = getattr(model, "_inputs_struct", model.inputs[0])
     specs = [tf.TensorSpec((1, *t.shape[1:]), t.dtype) for t in model.inputs]
-
-    @tf.function
-    def infer(*inputs):
-        return model(keras.tree.pack_sequence_as(struct, list(inputs)), training=False)
-
+    infer = tf.function(flat_call(model))
     total = 0
     for operation in infer.get_concrete_function(*specs).graph.get_operations():
         if operation.type in ("While", "StatelessWhile"):
@@ -261,18 +256,8 @@ class _Inputs:
 
 
 def _keras_runner(model):
-    infer = tf.function(
-        lambda inputs: model(inputs, training=False), reduce_retracing=True
-    )
-    struct = getattr(model, "_inputs_struct", None)
-
-    def run(inputs):
-        packed = (
-            inputs[0] if struct is None else keras.tree.pack_sequence_as(struct, inputs)
-        )
-        return [np.asarray(t) for t in keras.tree.flatten(infer(packed))]
-
-    return run
+    infer = tf.function(flat_call(model), reduce_retracing=True)
+    return lambda inputs: [np.asarray(t) for t in keras.tree.flatten(infer(*inputs))]
 
 
 def _accuracy(run, model, data):

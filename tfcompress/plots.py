@@ -2,7 +2,7 @@
 
 Example:
     ```python
-    png = accuracy_against([before, after], "gzip_bytes", "size after gzip, kB", 1 / 1000)
+    png = accuracy_against([before, after], "latency_ms", "latency, ms")
     ```
 """
 

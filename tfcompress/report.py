@@ -210,8 +210,8 @@ def _page(measurements, figures, title):
 <div class="plots">
 {images}
 </div>
-<footer>"smaller" compares gzip bytes and "faster" latency with the first row. Latency is
-the median on one thread of this machine ({escape(platform.machine())},
+<footer>"smaller" compares gzip bytes and "faster" latency with the first row. Latency
+is the median on one thread of this machine ({escape(platform.machine())},
 {escape(platform.system())}, Python {escape(platform.python_version())}).</footer>
 </main></body>
 </html>

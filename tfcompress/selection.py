@@ -5,7 +5,7 @@ the path. A pattern that matches nothing is a mistake and raises.
 
 Example:
     ```python
-    tfc.Pruning(rules=[tfc.Rule("classifier", sparsity=0.5), tfc.Rule(".*", sparsity=0.9)])
+    tfc.Pruning(0.9, rules=[tfc.Rule("classifier", sparsity=0.5)])
     ```
 """
 

@@ -46,7 +46,7 @@ class Pruning(keras.callbacks.Callback):
         include: Regular expression(s) on the weight's path, or predicate(s): only these
             kernels are pruned.
         exclude: The same: these are not.
-        rules: List of `tfc.Rule(match, sparsity=...)`: final sparsity of single kernels.
+        rules: List of `tfc.Rule(match, sparsity=...)`: final sparsities of kernels.
 
     Raises:
         ValueError: At construction if a sparsity is out of range; at the start of `fit`
@@ -204,13 +204,13 @@ class Pruning(keras.callbacks.Callback):
         known = self._steps_per_epoch is not None or self.params["epochs"] > 1
         if not known and self.schedule is None and self.sparsity is not None:
             raise ValueError(
-                "Pruning cannot tell how long this `fit` will be: it has one epoch of a "
-                "data set of unknown length. Pass `steps_per_epoch` to `fit`, or "
+                "Pruning cannot tell how long this `fit` will be: it has one epoch of "
+                "a data set of unknown length. Pass `steps_per_epoch` to `fit`, or "
                 "schedule=tfc.schedules.Polynomial(0, sparsity, end=...) here."
             )
 
     def _default_curve(self):
-        """The cubic over the first half of the run; `None` while its length is unknown."""
+        """The cubic over the first half of the run; `None` while that is unknown."""
         if self._steps_per_epoch is None:
             return None
         total = self.params["epochs"] * self._steps_per_epoch
@@ -241,7 +241,7 @@ class _Pruned:
         self.variable.constraint = self._constraint
 
     def find_mask(self):
-        """Takes the zeros in the weights for the mask, as an earlier pruning left it."""
+        """Takes the zeros in the weights for the mask that an earlier pruning left."""
         found = masks.kept_zeros(self.variable.numpy())
         if found is not None:
             self._set(found)

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfcompress.checks import check_model
 from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
 from tfcompress.deploy.quiet import quiet
+from tfcompress.graph import flat_call, symbolic_inputs
 from tfcompress.passes.distill import Distiller
 from tfcompress.passes.export_graph import export_graph, is_quantization_aware
 from tfcompress.passes.strip import strip
@@ -88,7 +89,8 @@ def export_onnx(model, path, *, opset=17):
     plain = export_graph(model) if quantized else strip(model)
     if opset < 13:
         raise ValueError(
-            f"`opset` must be 13 or later, which has scales per channel. Received: {opset}"
+            "`opset` must be 13 or later, which has scales per channel. "
+            f"Received: opset={opset}"
         )
     converted = _convert(plain, opset)
     integer_weights = _store_integer_weights(converted) if quantized else 0
@@ -98,9 +100,10 @@ def export_onnx(model, path, *, opset=17):
         tolerance = _INTEGER_TOLERANCE if quantized else _FLOAT_TOLERANCE
         if not difference <= tolerance:
             raise ValueError(
-                f"ONNX Runtime does not compute what model {model.name!r} does: outputs "
-                f"differ by {difference:.2g} of the largest (at most {tolerance:.2g} is "
-                f"rounding). Nothing was written to {os.fspath(path)!r}."
+                f"ONNX Runtime does not compute what model {model.name!r} does: "
+                f"outputs differ by {difference:.2g} of the largest (at most "
+                f"{tolerance:.2g} is rounding). Nothing was written to "
+                f"{os.fspath(path)!r}."
             )
         content = pathlib.Path(temporary).read_bytes()
     counts = collections.Counter(node.op_type for node in converted.graph.node)
@@ -119,25 +122,12 @@ def _convert(model, opset):
     import tf2onnx
 
     python_logging.getLogger("tf2onnx").setLevel(python_logging.ERROR)
-    struct = getattr(model, "_inputs_struct", None)
-    if not getattr(model, "inputs", None):
-        raise ValueError(
-            f"Model {model.name!r} is subclassed and has no symbolic inputs. Wrap it: "
-            "x = keras.Input(shape); keras.Model(x, model(x))."
-        )
     signature = [
-        tf.TensorSpec((None, *t.shape[1:]), t.dtype, name=t.name) for t in model.inputs
+        tf.TensorSpec((None, *t.shape[1:]), t.dtype, name=t.name)
+        for t in symbolic_inputs(model)
     ]
 
-    @tf.function(input_signature=signature)
-    def infer(*inputs):
-        packed = (
-            keras.tree.pack_sequence_as(struct, list(inputs))
-            if struct is not None
-            else inputs[0]
-        )
-        return model(packed, training=False)
-
+    infer = tf.function(flat_call(model), input_signature=signature)
     with quiet() as caught:
         try:
             converted, _ = tf2onnx.convert.from_function(
@@ -225,7 +215,7 @@ def _check_and_save(converted, path):
 
 
 def _difference(path, model):
-    """Largest difference of ONNX Runtime from Keras, as a share of the largest output."""
+    """Largest difference from Keras, as a share of the largest output."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -241,11 +231,7 @@ def _difference(path, model):
         for t in model.inputs
     ]
     feeds = {i.name: a for i, a in zip(session.get_inputs(), inputs, strict=True)}
-    struct = getattr(model, "_inputs_struct", None)
-    packed = (
-        keras.tree.pack_sequence_as(struct, inputs) if struct is not None else inputs[0]
-    )
-    expected = keras.tree.flatten(model(packed, training=False))
+    expected = keras.tree.flatten(flat_call(model)(*inputs))
     found = session.run(None, feeds)
     largest = [
         np.abs(f - np.asarray(e)).max() / max(np.abs(np.asarray(e)).max(), 1e-9)

@@ -9,7 +9,7 @@ import warnings
 
 @contextlib.contextmanager
 def quiet():
-    """Catches what native code writes to the standard error stream, and Python warnings.
+    """Catches what native code writes to the error stream, and Python warnings.
 
     Yields:
         A function that returns the text caught so far, for error messages.

@@ -19,6 +19,7 @@ from tfcompress.checks import batches, check_model
 from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
 from tfcompress.deploy.quiet import quiet
 from tfcompress.deploy.tflite_file import read_tflite
+from tfcompress.graph import flat_call, symbolic_inputs
 from tfcompress.passes.distill import Distiller
 from tfcompress.passes.export_graph import export_graph, is_quantization_aware
 from tfcompress.passes.strip import strip
@@ -103,6 +104,7 @@ def export_tflite(
     check_writable(path)
     if isinstance(model, Distiller):
         model = model.student
+    symbolic_inputs(model)
     if kind == "float32":
         content = _convert(strip(model), batch_size, lambda converter: None)
     elif is_quantization_aware(model):
@@ -152,8 +154,9 @@ def _representative(model, data):
     """Single examples for the converter's calibration, checked before it starts."""
     if data is None:
         raise ValueError(
-            "An int8 file of a plain model needs `calibration_data`: 100 to 500 examples "
-            "like those it will see. Or train with tfc.quantize_aware(model) first."
+            "An int8 file of a plain model needs `calibration_data`: 100 to 500 "
+            "examples like those it will see. Or train with "
+            "tfc.quantize_aware(model) first."
         )
     checked = [
         inputs for inputs, _ in batches(model, data, argument="calibration_data")
@@ -186,30 +189,12 @@ def _convert(model, batch_size, configure):
 def _save(model, batch_size, folder):
     specs = [
         tf.TensorSpec((batch_size, *tensor.shape[1:]), tensor.dtype, name=f"input_{i}")
-        for i, tensor in enumerate(_symbolic_inputs(model))
+        for i, tensor in enumerate(symbolic_inputs(model))
     ]
-    struct = getattr(model, "_inputs_struct", None)
-
-    def serve(*inputs):
-        packed = inputs[0] if len(inputs) == 1 and struct is None else None
-        if packed is None:
-            packed = keras.tree.pack_sequence_as(struct, list(inputs))
-        return model(packed, training=False)
-
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint("serving_default", serve, input_signature=specs)
+    archive.add_endpoint("serving_default", flat_call(model), input_signature=specs)
     archive.write_out(folder, verbose=False)
-
-
-def _symbolic_inputs(model):
-    inputs = getattr(model, "inputs", None)
-    if not inputs:
-        raise ValueError(
-            "it is subclassed and has no symbolic inputs. Wrap it: "
-            "x = keras.Input(shape); keras.Model(x, model(x))"
-        )
-    return inputs
 
 
 def _reason(err, caught):

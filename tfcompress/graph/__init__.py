@@ -10,5 +10,9 @@ from tfcompress.graph.rewrite import clone as clone
 from tfcompress.graph.rewrite import rewrite as rewrite
 from tfcompress.graph.view import Graph as Graph
 from tfcompress.graph.view import activation_name as activation_name
+from tfcompress.graph.view import flat_call as flat_call
+from tfcompress.graph.view import functional as functional
+from tfcompress.graph.view import inputs_struct as inputs_struct
+from tfcompress.graph.view import symbolic_inputs as symbolic_inputs
 from tfcompress.graph.weights import find_layers as find_layers
 from tfcompress.graph.weights import kernels as kernels

@@ -62,10 +62,43 @@ class Graph:
 
 
 def functional(model):
-    """The `Function` behind a functional or Sequential model; `None` if there is none."""
+    """The graph of a functional or Sequential model; `None` if there is none."""
     if isinstance(model, keras.Sequential):
         model = getattr(model, "_functional", None)
     return model if hasattr(model, "_nodes_by_depth") else None
+
+
+def inputs_struct(model):
+    """The structure in which a model takes its symbolic inputs; `None` if unknown."""
+    return getattr(functional(model), "_inputs_struct", None)
+
+
+def symbolic_inputs(model):
+    """The inputs of a model in order.
+
+    Raises:
+        ValueError: If the model is subclassed and has none.
+    """
+    inputs = getattr(model, "inputs", None)
+    if not inputs:
+        raise ValueError(
+            f"Model {model.name!r} is subclassed and has no symbolic inputs. Wrap it: "
+            "x = keras.Input(shape); keras.Model(x, model(x))."
+        )
+    return inputs
+
+
+def flat_call(model):
+    """Returns a function that runs a model for inference on its inputs in order."""
+    struct = inputs_struct(model)
+
+    def infer(*inputs):
+        packed = inputs[0]
+        if struct is not None:
+            packed = keras.tree.pack_sequence_as(struct, list(inputs))
+        return model(packed, training=False)
+
+    return infer
 
 
 def activation_name(operation):

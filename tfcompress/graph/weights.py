@@ -27,8 +27,8 @@ def find_layers(model, kind):
 def kernels(model):
     """The trainable weight matrices and convolution kernels of a model.
 
-    These are what pruning acts on: trainable float variables of rank 2 and more. Biases,
-    normalization and the slopes of PReLU are not among them.
+    These are what pruning acts on: trainable float variables of rank 2 and more.
+    Biases, normalization and the slopes of PReLU are not among them.
 
     Args:
         model: Any built `keras.Model`.

@@ -19,7 +19,7 @@ from tfcompress.numerics import affine, masks
 class Transform:
     """Base of all transforms.
 
-    A subclass defines `__call__(weight, state)` and, where it has state, `initial_state`.
+    A subclass defines `__call__(weight, state)` and, if it has state, `initial_state`.
     """
 
     def initial_state(self, weight):

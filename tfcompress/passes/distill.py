@@ -13,8 +13,7 @@ import keras
 from keras import ops
 
 from tfcompress.checks import check_model
-from tfcompress.graph import Graph, activation_name
-from tfcompress.graph.view import functional
+from tfcompress.graph import Graph, activation_name, functional
 from tfcompress.numerics.distillation import soft_labels
 
 _KINDS = ("auto", "logits", "probabilities")
@@ -31,15 +30,16 @@ def distill(
 ):
     """Wraps a student so that `fit` teaches it the teacher's soft labels as well.
 
-    The loss of a training step is `alpha * hard + (1 - alpha) * soft` plus the student's
-    regularizers: `hard` is the loss given to `compile`, `soft` is `T**2` times the
-    Kullback-Leibler divergence from the teacher's class probabilities at temperature T.
-    The student runs once a step. Evaluation and prediction are the student's alone.
+    The loss of a training step is `alpha * hard + (1 - alpha) * soft` plus the
+    student's regularizers: `hard` is the loss given to `compile`, `soft` is `T**2`
+    times the Kullback-Leibler divergence from the teacher's class probabilities at
+    temperature T. The student runs once a step. Evaluation and prediction are the
+    student's alone.
 
     Args:
         student: Built `keras.Model` with one output `(batch, ..., classes)`, a model
             that `quantize_aware` returned included. It is trained in place.
-        teacher: Built `keras.Model` with an output of the same shape; it is not changed.
+        teacher: Built `keras.Model` with an output of the same shape. Not changed.
         temperature: T, above 0; higher shows more of the wrong classes.
         alpha: Weight of the hard loss, in [0, 1].
         student_outputs: `"logits"`, `"probabilities"` (after softmax), or `"auto"` to

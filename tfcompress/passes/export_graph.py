@@ -36,8 +36,8 @@ def export_graph(model, *, batch_size=None):
     unseen = [q.name for q in find_layers(model, FakeQuant) if q.range() is None]
     if unseen:
         raise ValueError(
-            f"Model {model.name!r} has seen no data, so {len(unseen)} quantizer(s) have "
-            f"no range ({unseen[0]!r}, ...). Pass `calibration_data` to "
+            f"Model {model.name!r} has seen no data, so {len(unseen)} quantizer(s) "
+            f"have no range ({unseen[0]!r}, ...). Pass `calibration_data` to "
             "`quantize_aware`, or `fit` the model first."
         )
     return rewrite(graph, _Export(graph), batch_size=batch_size, dtype="float32")

@@ -13,7 +13,14 @@ import keras
 import tensorflow as tf
 
 from tfcompress.checks import batches, check_model
-from tfcompress.graph import Graph, activation_name, built_copy, flatten, rewrite
+from tfcompress.graph import (
+    Graph,
+    activation_name,
+    built_copy,
+    find_layers,
+    flatten,
+    rewrite,
+)
 from tfcompress.layers import FakeQuant, FakeQuantizeWeight, KeepZeros, TransformWeights
 from tfcompress.numerics import masks
 from tfcompress.passes import quantize_rules as rules
@@ -55,10 +62,10 @@ def quantize_aware(model, config="int8", *, calibration_data=None, preserve=("ze
     """
     check_model(model)
     _check_options(config, preserve)
-    if _quantizers(model):
+    if find_layers(model, FakeQuant):
         raise ValueError(
-            f"Model {model.name!r} is quantization-aware already. Train it further as it "
-            "is, or start again from `tfc.strip(model)`."
+            f"Model {model.name!r} is quantization-aware already. Train it further as "
+            "it is, or start again from `tfc.strip(model)`."
         )
     graph = Graph(_split_activations(flatten(model)))
     _check_supported(graph)
@@ -184,10 +191,6 @@ def _argument(call, old, args, kwargs):
 
 def _swap(structure, old, new):
     return keras.tree.map_structure(lambda t: new if t is old else t, structure)
-
-
-def _quantizers(model):
-    return [layer for layer in model._flatten_layers() if isinstance(layer, FakeQuant)]
 
 
 def _split_activations(model):
