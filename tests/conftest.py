@@ -1,8 +1,11 @@
 """Fixtures for all tests."""
 
+import os
 import pathlib
 
 import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +15,13 @@ def shared_dir():
     if not folder.is_dir():
         pytest.skip(f"needs the shared material in {folder}")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """The same weights and order in every run of a test."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    yield
+    keras.backend.clear_session()

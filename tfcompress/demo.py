@@ -117,7 +117,9 @@ def compress(model, train, settings):
 def _fit(model, data, epochs, learning_rate, *callbacks):
     decay = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * len(data))
     model.compile(
-        keras.optimizers.Adam(decay), "sparse_categorical_crossentropy", ["accuracy"]
+        keras.optimizers.Adam(decay),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
     )
     model.fit(data, epochs=epochs, verbose=0, callbacks=list(callbacks))
 

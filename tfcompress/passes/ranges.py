@@ -24,6 +24,7 @@ class RangeGroups:
         self._parent = {}
         self._fixed = {}
         self._names = {}
+        self._calls = {}
         self.sites = {}
         for tensor in graph.inputs:
             self._add(tensor, tensor.name)
@@ -33,7 +34,9 @@ class RangeGroups:
 
     def _add(self, tensor, name):
         self._parent[id(tensor)] = id(tensor)
-        self._names[id(tensor)] = name
+        # Each call of a shared layer has a tensor, and a range, of its own.
+        count = self._calls[name] = self._calls.get(name, 0) + 1
+        self._names[id(tensor)] = name if count == 1 else f"{name}_call{count}"
 
     def _visit(self, call):
         operation, output = call.operation, call.outputs[0]
@@ -45,13 +48,14 @@ class RangeGroups:
                 # A prescribed range is no matter of averaging: such an input is
                 # rounded again on its way in.
                 if self.fixed_range(tensor) is None:
-                    self._unite(tensor, output)
+                    self._unite(output, tensor)
         else:
             fixed = rules.ACTIVATIONS.get(rules.activation(operation))
             if fixed is not None:
                 self._fixed[id(output)] = fixed
 
     def _unite(self, first, second):
+        """Makes one group of two, which `first` names."""
         self._parent[self.group(second)] = self.group(first)
 
     def group(self, tensor):
@@ -67,7 +71,7 @@ class RangeGroups:
         return self._fixed.get(self.group(tensor))
 
     def name(self, tensor):
-        """Name of the operation that begins the group."""
+        """Name of the group: the operation that begins it, and which call of it."""
         return self._names[self.group(tensor)]
 
     def _number_sites(self):

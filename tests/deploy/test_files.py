@@ -1,0 +1,47 @@
+"""Old files survive whatever goes wrong while a new one is written."""
+
+import errno
+
+import pytest
+
+from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
+
+
+def test_the_new_file_is_there_with_usual_permissions(tmp_path):
+    path = tmp_path / "file"
+    with written_atomically(path) as temporary:
+        temporary.write_bytes(b"new")
+    (tmp_path / "plain").touch()
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space")]
+)
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(type(error)), written_atomically(path) as temporary:
+        temporary.write_bytes(b"half of the n")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Cannot write"):
+        with written_atomically(tmp_path / "none" / "file"):
+            pass
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        check_writable(tmp_path / "none" / "file")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
+        with written_atomically(tmp_path):
+            pass
+
+
+def test_gzip_bytes_do_not_depend_on_the_time():
+    assert gzip_bytes(b"a" * 1000) == gzip_bytes(b"a" * 1000) < 50

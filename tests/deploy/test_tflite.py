@@ -1,0 +1,237 @@
+"""`tfc.export_tflite`: files that are what they say, and old files that survive."""
+
+import os
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from networks import Subclassed, compiled, conv_net, image_data
+
+import tfcompress as tfc
+from tfcompress.deploy.runtime import TFLiteRunner
+from tfcompress.deploy.tflite import NotFullyIntegerError
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A trained float model and its quantization-aware form."""
+    keras.utils.set_random_seed(0)
+    x, y = image_data()
+    model = compiled(conv_net())
+    model.fit(x, y, epochs=4, verbose=0)
+    qat = compiled(tfc.quantize_aware(model, calibration_data=x))
+    qat.fit(x, y, epochs=1, verbose=0)
+    return model, qat
+
+
+def test_the_float_file_computes_what_keras_does(trained, tmp_path):
+    model, _ = trained
+    x, _ = image_data(64, seed=1)
+    result = tfc.export_tflite(model, tmp_path / "m.tflite")
+    found = TFLiteRunner(result.path).predict([x])[0]
+    # Other kernels sum in another order.
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-5)
+    assert not result.fully_integer
+    assert result.bytes == os.path.getsize(result.path)
+
+
+def test_the_integer_file_agrees_with_the_trained_model(trained, tmp_path):
+    _, qat = trained
+    x, _ = image_data(128, seed=1)
+    result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8")
+    assert result.fully_integer and not result.float_operators
+    assert set(result.tensor_types) <= {"INT8", "INT32"}
+    assert result.operators["DEPTHWISE_CONV_2D"] == 1
+    found = TFLiteRunner(result.path).integers([x])[0].astype(int)
+    expected = np.round(qat.predict(x, verbose=0) * 256).astype(int) - 128
+    # One step of an inner tensor that falls the other way moves softmax by a few.
+    assert np.mean(found == expected) > 0.9
+    assert np.abs(found - expected).max() <= 3
+    assert np.mean(found.argmax(1) == expected.argmax(1)) >= 0.99
+
+
+@pytest.mark.parametrize(
+    ("io", "dtype"), [("int8", np.int8), ("uint8", np.uint8), ("float32", np.float32)]
+)
+def test_inputs_and_outputs_have_the_asked_type(trained, tmp_path, io, dtype):
+    model, qat = trained
+    x, _ = image_data(32, seed=1)
+    result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8", io=io)
+    assert result.fully_integer
+    runner = TFLiteRunner(result.path)
+    assert runner.inputs[0]["dtype"] == dtype and runner.outputs[0]["dtype"] == dtype
+    found = runner.predict([x])[0]
+    assert np.mean(found.argmax(1) == model.predict(x, verbose=0).argmax(1)) > 0.95
+
+
+def test_a_plain_model_becomes_integer_by_calibration(trained, tmp_path):
+    model, _ = trained
+    x, y = image_data(64, seed=1)
+    result = tfc.export_tflite(
+        model, tmp_path / "m.tflite", kind="int8", calibration_data=(x, y)
+    )
+    assert result.fully_integer
+    found = TFLiteRunner(result.path).predict([x])[0]
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=0.1)
+
+
+def test_pruned_weights_are_zeros_in_the_file(tmp_path):
+    x, y = image_data()
+    model = compiled(conv_net())
+    model.fit(x, y, epochs=3, verbose=0, callbacks=[tfc.Pruning(0.8)])
+    qat = tfc.quantize_aware(model, calibration_data=x)
+    result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8")
+    for name, _, sparsity in tfc.measure(result.path).kernels:
+        assert sparsity >= 0.79, name
+    dense = tfc.export_tflite(
+        tfc.quantize_aware(conv_net(), calibration_data=x),
+        tmp_path / "d.tflite",
+        kind="int8",
+    )
+    assert result.gzip_bytes < dense.gzip_bytes
+
+
+def test_several_inputs_and_outputs(tmp_path):
+    a, b = keras.Input((4,), name="a"), keras.Input((6,), name="b")
+    joined = layers.Concatenate()([layers.Dense(5)(a), layers.Dense(5)(b)])
+    model = keras.Model(
+        {"a": a, "b": b},
+        [layers.Dense(2, activation="softmax")(joined), layers.Dense(3)(joined)],
+    )
+    rng = np.random.default_rng(0)
+    data = {
+        k: rng.normal(size=(32, n)).astype("float32") for k, n in (("a", 4), ("b", 6))
+    }
+    expected = model.predict(data, verbose=0)
+    inputs = [data["a"], data["b"]]
+    for kind, atol, source in (
+        ("float32", 1e-5, model),
+        ("int8", 0.1, tfc.quantize_aware(model, calibration_data=data)),
+        ("int8", 0.1, model),
+    ):
+        more = {"calibration_data": data} if source is model and kind == "int8" else {}
+        path = tmp_path / "m.tflite"
+        tfc.export_tflite(source, path, kind=kind, **more)
+        found = TFLiteRunner(path).predict(inputs)
+        for f, e in zip(found, expected, strict=True):
+            np.testing.assert_allclose(f, e, atol=atol)
+
+
+def test_an_open_batch_size(trained, tmp_path):
+    _, qat = trained
+    result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8", batch_size=None)
+    runner = TFLiteRunner(result.path)
+    assert runner.inputs[0]["shape_signature"][0] == -1
+
+
+def test_nothing_is_printed(trained, tmp_path, capfd):
+    model, qat = trained
+    x, _ = image_data(16)
+    tfc.export_tflite(qat, tmp_path / "a.tflite", kind="int8")
+    tfc.export_tflite(model, tmp_path / "b.tflite", kind="int8", calibration_data=x)
+    tfc.export_tflite(model, tmp_path / "c.tflite")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_result_prints_as_a_summary(trained, tmp_path):
+    text = str(tfc.export_tflite(trained[1], tmp_path / "m.tflite", kind="int8"))
+    assert "CONV_2D" in text and "integers only: yes" in text
+
+
+# Bad input: a message, and the old file stays.
+
+
+@pytest.fixture
+def old_file(tmp_path):
+    """A file that must survive, and the folder it must stay alone in."""
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"the old model")
+    yield path
+    assert path.read_bytes() == b"the old model"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_plain_model_without_calibration_data(trained, old_file):
+    with pytest.raises(ValueError, match="needs `calibration_data`"):
+        tfc.export_tflite(trained[0], old_file, kind="int8")
+
+
+def test_calibration_data_for_a_model_that_has_ranges(trained, old_file):
+    with pytest.raises(ValueError, match="has ranges of its own"):
+        tfc.export_tflite(trained[1], old_file, kind="int8", calibration_data=1)
+
+
+def test_calibration_data_of_the_wrong_shape(trained, old_file):
+    with pytest.raises(ValueError, match="does not fit"):
+        tfc.export_tflite(
+            trained[0], old_file, kind="int8", calibration_data=np.zeros((4, 9, 8, 3))
+        )
+
+
+def test_infinite_calibration_data(trained, old_file):
+    x = np.full((4, 8, 8, 3), np.inf)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        tfc.export_tflite(trained[0], old_file, kind="int8", calibration_data=x)
+
+
+def test_nan_weights(old_file):
+    model = conv_net()
+    model.get_layer("conv").kernel.assign(np.full((3, 3, 3, 8), np.nan))
+    with pytest.raises(ValueError, match="NaN or infinite weights"):
+        tfc.export_tflite(model, old_file)
+
+
+def test_what_stays_float_is_named(old_file):
+    x, _ = image_data(16)
+    inputs = keras.Input((8, 8, 3))
+    outputs = layers.Activation("elu")(layers.Conv2D(4, 3)(inputs))
+    model = keras.Model(inputs, outputs)
+    with pytest.raises(NotFullyIntegerError, match=r"ELU"):
+        tfc.export_tflite(model, old_file, kind="int8", calibration_data=x)
+
+
+def test_unknown_kind_and_io(trained, old_file):
+    with pytest.raises(ValueError, match="Received: kind='int7'"):
+        tfc.export_tflite(trained[0], old_file, kind="int7")
+    with pytest.raises(ValueError, match="Received: io='int16'"):
+        tfc.export_tflite(trained[0], old_file, kind="int8", io="int16")
+
+
+def test_a_missing_folder_and_a_folder_as_path(trained, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        tfc.export_tflite(trained[0], tmp_path / "none" / "m.tflite")
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
+        tfc.export_tflite(trained[0], tmp_path)
+
+
+def test_a_read_only_folder(trained, tmp_path, monkeypatch):
+    # Tests may run as root, whom no permission stops.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="the folder is read-only"):
+        tfc.export_tflite(trained[0], tmp_path / "m.tflite")
+
+
+def test_a_subclassed_model_without_inputs(old_file):
+    model = Subclassed()
+    model(image_data(4)[0])
+    with pytest.raises(ValueError, match="has no symbolic inputs. Wrap it"):
+        tfc.export_tflite(model, old_file)
+
+
+def test_a_model_that_is_no_model(old_file):
+    with pytest.raises(TypeError, match="must be a Keras 3 model"):
+        tfc.export_tflite("model.keras", old_file)
+
+
+def test_a_wrapped_subclassed_model_exports(tmp_path):
+    x, _ = image_data(16)
+    model = Subclassed()
+    inputs = keras.Input((8, 8, 3))
+    wrapped = keras.Model(inputs, model(inputs))
+    result = tfc.export_tflite(wrapped, tmp_path / "m.tflite")
+    np.testing.assert_allclose(
+        TFLiteRunner(result.path).predict([x])[0],
+        model.predict(x, verbose=0),
+        atol=1e-5,
+    )

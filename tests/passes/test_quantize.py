@@ -1,0 +1,265 @@
+"""`tfc.quantize_aware`: what it builds, trains and refuses."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from networks import Subclassed, compiled, conv_net, image_data, zeros
+
+import tfcompress as tfc
+from tfcompress.layers import FakeQuant, TransformWeights
+from tfcompress.passes.export_graph import export_graph
+
+
+def quantizers(model):
+    return {q.name: q for q in model._flatten_layers() if isinstance(q, FakeQuant)}
+
+
+def test_the_original_model_is_left_as_it_was():
+    x, _ = image_data()
+    model = conv_net()
+    before, config = model.get_weights(), model.get_config()
+    tfc.quantize_aware(model, calibration_data=x)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert model.get_config() == config
+    assert model.get_layer("conv").output.shape == (None, 8, 8, 8)
+
+
+def test_predictions_stay_close_to_the_float_model():
+    x, y = image_data()
+    model = compiled(conv_net())
+    model.fit(x, y, epochs=5, verbose=0)
+    qat = tfc.quantize_aware(model, calibration_data=x)
+    # Eight bits of 0 to 1 are steps of 0.004; a few of them add up over six layers.
+    difference = np.abs(qat.predict(x, verbose=0) - model.predict(x, verbose=0))
+    assert difference.max() < 0.1
+    assert difference.mean() < 0.01
+
+
+def test_calibrated_ranges_are_the_extremes_of_the_float_activations():
+    x, _ = image_data()
+    model = conv_net()
+    qat = tfc.quantize_aware(model, calibration_data=x)
+    found = quantizers(qat)
+    assert found["image_quant"].range() == (x.min(), x.max())
+    activations = keras.Model(model.inputs[0], model.get_layer("conv_relu").output)
+    # The convolution runs with rounded weights: up to 1/254 of the largest off.
+    expected = np.asarray(activations(x)).max()
+    np.testing.assert_allclose(found["conv_relu_quant"].range()[1], expected, rtol=0.05)
+
+
+def test_one_quantizer_serves_what_has_one_scale():
+    inputs = keras.Input((8, 8, 3), name="image")
+    a = layers.Conv2D(4, 1, activation="relu", name="a")(inputs)
+    b = layers.Conv2D(4, 3, padding="same", name="b")(inputs)
+    joined = layers.Concatenate(name="join")([a, layers.AveragePooling2D(1)(b)])
+    outputs = layers.Conv2D(2, 1, name="out")(layers.MaxPooling2D()(joined))
+    qat = tfc.quantize_aware(keras.Model(inputs, outputs))
+    found = quantizers(qat)
+    assert {name: q.sites for name, q in found.items()} == {
+        "image_quant": 1,
+        "join_quant": 2,
+        "out_quant": 1,
+    }
+
+
+def test_a_prescribed_range_in_a_join_is_rounded_to_the_range_of_the_join():
+    x, _ = image_data(32)
+    inputs = keras.Input((8, 8, 3), name="image")
+    gate = layers.Conv2D(4, 1, activation="sigmoid", name="gate")(inputs)
+    value = layers.Conv2D(4, 1, name="value")(inputs)
+    outputs = layers.Concatenate(name="join")([gate, value])
+    qat = tfc.quantize_aware(keras.Model(inputs, outputs), calibration_data=10 * x)
+    found = quantizers(qat)
+    assert found["gate_sigmoid_quant"].range() == (0.0, 255 / 256)
+    low, high = found["join_quant"].range()
+    assert low < -1 and high > 1
+
+
+def test_nothing_is_quantized_between_kernel_normalization_and_relu():
+    qat = tfc.quantize_aware(conv_net())
+    assert set(quantizers(qat)) == {
+        "image_quant",
+        "conv_relu_quant",
+        "depthwise_relu_quant",
+        "add_quant",
+        "hidden_quant",
+        "classifier_quant",
+        "classifier_softmax_quant",
+    }
+
+
+def test_kernels_lie_on_255_values_a_channel():
+    qat = tfc.quantize_aware(conv_net())
+    for layer in qat.layers:
+        if isinstance(layer, TransformWeights):
+            kernel = layer.effective_weights()["kernel"]
+            depthwise = isinstance(layer.layer, layers.DepthwiseConv2D)
+            flat = kernel.reshape(
+                -1, np.prod(kernel.shape[-2:] if depthwise else kernel.shape[-1:])
+            )
+            steps = flat / (np.abs(flat).max(axis=0) / 127)
+            # float32 division: a few ulp of numbers up to 127.
+            np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
+
+
+def test_training_learns_and_the_export_graph_computes_the_same():
+    x, y = image_data()
+    qat = compiled(tfc.quantize_aware(conv_net()))
+    qat.fit(x, y, epochs=6, verbose=0)
+    assert qat.evaluate(x, y, verbose=0)[1] > 0.95
+    exported = export_graph(qat)
+    kinds = {type(layer).__name__ for layer in exported.layers}
+    assert not kinds & {"BatchNormalization", "TransformWeights", "FakeQuant"}
+    # Folding changes the order of float operations; where a value sits on the border
+    # of two steps it may fall to the other one: one step of softmax is 1/256.
+    difference = np.abs(exported.predict(x, verbose=0) - qat.predict(x, verbose=0))
+    assert difference.max() <= 2 / 256 + 1e-6
+    assert np.mean(difference == 0) > 0.95
+
+
+def test_zeros_survive_quantization_and_the_training_after_it():
+    x, y = image_data()
+    model = compiled(conv_net())
+    model.fit(x, y, epochs=4, verbose=0, callbacks=[tfc.Pruning(0.8)])
+    zero = model.get_layer("hidden").kernel.numpy() == 0
+    qat = compiled(tfc.quantize_aware(model))
+    qat.fit(x, y, epochs=2, verbose=0)
+    kernel = qat.get_layer("hidden").effective_weights()["kernel"]
+    assert (kernel[zero] == 0).all()
+    # Small weights may round to zero as well, but not all of them.
+    assert zero.mean() <= np.mean(kernel == 0) < 0.9
+
+
+def test_preserve_nothing_lets_zeros_go():
+    x, y = image_data()
+    model = compiled(conv_net())
+    model.fit(x, y, epochs=4, verbose=0, callbacks=[tfc.Pruning(0.8)])
+    qat = compiled(tfc.quantize_aware(model, preserve=()))
+    qat.fit(x, y, epochs=2, verbose=0)
+    kernel = qat.get_layer("hidden").effective_weights()["kernel"]
+    assert np.mean(kernel == 0) < 0.7
+
+
+def test_a_zero_initialised_kernel_is_no_mask():
+    inputs = keras.Input((4,))
+    outputs = layers.Dense(3, kernel_initializer="zeros")(inputs)
+    qat = tfc.quantize_aware(keras.Model(inputs, outputs))
+    (wrapper,) = [v for v in qat.layers if isinstance(v, TransformWeights)]
+    assert [type(t).__name__ for t in wrapper.transforms["kernel"]] == [
+        "FakeQuantizeWeight"
+    ]
+
+
+def test_pruning_and_quantization_train_together():
+    x, y = image_data()
+    qat = compiled(tfc.quantize_aware(conv_net(), calibration_data=x))
+    qat.fit(x, y, epochs=6, verbose=0, callbacks=[tfc.Pruning(0.7)])
+    assert min(zeros(qat)) > 0.69
+    assert qat.evaluate(x, y, verbose=0)[1] > 0.9
+
+
+def test_sequential_nested_shared_and_many_inputs():
+    encoder = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+        ],
+        name="encoder",
+    )
+    a, b = keras.Input((8, 8, 3), name="a"), keras.Input((8, 8, 3), name="b")
+    both = encoder(a) + encoder(b)
+    pooled = layers.GlobalAveragePooling2D()(both)
+    model = keras.Model(
+        {"a": a, "b": b},
+        {
+            "p": layers.Dense(3, activation="softmax")(pooled),
+            "q": layers.Dense(1)(pooled),
+        },
+    )
+    x, _ = image_data(40)
+    data = {"a": x, "b": x[::-1]}
+    qat = tfc.quantize_aware(model, calibration_data=data)
+    wrapped = [v.name for v in qat.layers if isinstance(v, TransformWeights)]
+    assert wrapped[0] == "encoder_conv2d" and len(wrapped) == 3
+    found, expected = qat.predict(data, verbose=0), model.predict(data, verbose=0)
+    for key in ("p", "q"):
+        np.testing.assert_allclose(found[key], expected[key], atol=0.05)
+
+
+def test_every_activation_of_the_relu_family():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu6")(inputs)
+    x = layers.LeakyReLU(negative_slope=0.1)(x)
+    x = layers.Conv2D(4, 1)(x)
+    x = layers.PReLU(shared_axes=[1, 2])(x)
+    x = layers.Activation("tanh")(x)
+    x = keras.ops.relu(layers.ZeroPadding2D()(x))
+    model = keras.Model(inputs, layers.Dense(2, activation="sigmoid")(x))
+    data, _ = image_data(16)
+    qat = tfc.quantize_aware(model, calibration_data=data)
+    np.testing.assert_allclose(
+        qat.predict(data, verbose=0), model.predict(data, verbose=0), atol=0.03
+    )
+
+
+# Bad input.
+
+
+def test_unsupported_layers_are_all_named_with_what_is_supported():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization(name="first_bn")(inputs)
+    x = layers.SeparableConv2D(4, 3, name="separable")(x)
+    model = keras.Model(inputs, layers.Activation("selu", name="odd")(x))
+    with pytest.raises(ValueError) as error:
+        tfc.quantize_aware(model)
+    for text in ("'first_bn'", "'separable'", "'odd'", "does not follow", "Conv2D"):
+        assert text in str(error.value)
+
+
+def test_a_subclassed_model_is_refused_with_advice():
+    x, _ = image_data(4)
+    model = Subclassed()
+    model(x)
+    with pytest.raises(ValueError, match="functional API"):
+        tfc.quantize_aware(model)
+
+
+def test_quantizing_twice_is_refused():
+    with pytest.raises(ValueError, match="already"):
+        tfc.quantize_aware(tfc.quantize_aware(conv_net()))
+
+
+def test_an_unknown_config_or_preserve():
+    with pytest.raises(ValueError, match="Received: config='int3'"):
+        tfc.quantize_aware(conv_net(), "int3")
+    with pytest.raises(ValueError, match="`preserve`"):
+        tfc.quantize_aware(conv_net(), preserve=("channels",))
+
+
+def test_integer_inputs_are_refused():
+    inputs = keras.Input((4,), dtype="int32", name="tokens")
+    model = keras.Model(inputs, layers.Flatten()(inputs))
+    with pytest.raises(ValueError, match="input 'tokens' of type int32"):
+        tfc.quantize_aware(model)
+
+
+def test_calibration_data_are_checked():
+    model = conv_net()
+    x, _ = image_data(4)
+    for data, text in (
+        (x[:, :4], "does not fit"),
+        (x[:0], "empty"),
+        (np.full_like(x, np.nan), "NaN or infinite"),
+        ("data.npz", "must be arrays"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=text):
+            tfc.quantize_aware(model, calibration_data=data)
+
+
+def test_export_before_any_data_says_what_to_do():
+    with pytest.raises(ValueError, match="Pass `calibration_data`"):
+        export_graph(tfc.quantize_aware(conv_net()))
