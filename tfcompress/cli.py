@@ -12,7 +12,7 @@ from absl.flags import argparse_flags
 from rich.console import Console
 from rich.table import Table
 
-from tfcompress import demo, report
+from tfcompress import demo
 from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerError, compile_edgetpu
 from tfcompress.deploy.onnx import export_onnx
@@ -21,6 +21,7 @@ from tfcompress.deploy.tflite_file import read_tflite
 from tfcompress.graph import kernels
 from tfcompress.measure import measure
 from tfcompress.progress import tracked
+from tfcompress.report import report, table
 
 _DESCRIPTION = """Compress Keras 3 models and check what came of it.
 
@@ -226,7 +227,7 @@ def _export(args):
         result = export_onnx(model, args.output)
         print(f"{result.path}: {result.bytes:,} bytes ({result.gzip_bytes:,} gzip)")
         return
-    data = None if args.data is None else _arrays(args.data)[0]
+    data = None if args.data is None else _arrays(args.data)["x"]
     print(
         export_tflite(
             model, args.output, kind=args.kind, io=args.io, calibration_data=data
@@ -239,18 +240,19 @@ def _measure(args):
 
     The first file is the baseline of the ratios.
     """
-    header, *rows = report.table(_measured(args))
+    header, *rows = table(_measured(args))
     Console().print(_table(header, rows))
 
 
 def _report(args):
     """Write an HTML report with plots; the first file is the baseline."""
-    written = report.report(_measured(args), args.out)
+    written = report(_measured(args), args.out)
     print("\n".join((written.path, *written.plots)))
 
 
 def _measured(args):
-    data = None if args.data is None else _arrays(args.data)
+    arrays = {} if args.data is None else _arrays(args.data)
+    data = (arrays["x"], arrays["y"]) if "y" in arrays else arrays.get("x")
     return [
         measure(
             path if path.endswith(".tflite") else _load(path),
@@ -308,7 +310,7 @@ def _arrays(path):
         raise ValueError(f"Cannot read {path!r} as .npz: {err}") from err
     if "x" not in arrays:
         raise ValueError(f"{path!r} needs an array `x`. Received: {sorted(arrays)}")
-    return arrays["x"], arrays.get("y")
+    return arrays
 
 
 if __name__ == "__main__":

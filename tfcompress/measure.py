@@ -128,7 +128,7 @@ def _measure_file(path, data, name):
         latency_ms=runner.latency_ms(),
         accuracy=None
         if data is None
-        else _accuracy(runner.predict, _Inputs(file), data),
+        else _accuracy(runner.predict, _Inputs(runner), data),
         kernels=tuple(
             _kernel(t.name, t.size, nonzero) for t, nonzero in found if len(t.shape) > 1
         ),
@@ -173,11 +173,21 @@ def _model_macs(model):
         return None
     specs = [tf.TensorSpec((1, *t.shape[1:]), t.dtype) for t in model.inputs]
     infer = tf.function(flat_call(model))
+    return _graph_macs(infer.get_concrete_function(*specs).graph)
+
+
+def _graph_macs(graph):
+    """MACs of a TensorFlow graph, `None` if a loop or an open shape hides them."""
     total = 0
-    for operation in infer.get_concrete_function(*specs).graph.get_operations():
+    for operation in graph.get_operations():
         if operation.type in ("While", "StatelessWhile"):
             return None
-        macs = _graph_operation_macs(operation)
+        if operation.type in ("PartitionedCall", "StatefulPartitionedCall"):
+            # Keras runs grouped convolutions on the CPU in a function of their own.
+            called = graph._get_function(operation.get_attr("f").name)
+            macs = _graph_macs(called.graph)
+        else:
+            macs = _graph_operation_macs(operation)
         if macs is None:
             return None
         total += macs
@@ -248,10 +258,10 @@ _FILE_MACS = {
 class _Inputs:
     """The inputs of a file as `checks.batches` wants them."""
 
-    def __init__(self, file):
+    def __init__(self, runner):
         self.inputs = [
-            keras.KerasTensor((None, *t.shape[1:]), "float32", name=t.name)
-            for t in sorted(file.inputs, key=lambda t: t.name)
+            keras.KerasTensor((None, *d["shape"][1:]), "float32", name=d["name"])
+            for d in runner.inputs
         ]
 
 

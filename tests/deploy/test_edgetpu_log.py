@@ -116,7 +116,8 @@ def test_other_text_says_nothing(text):
     assert (log.models, log.statuses, log.mapped_count) == ((), (), None)
 
 
-# Number of the log -> (succeeded, mapped, cpu, rows, models), read off by eye.
+# Number of the log -> (succeeded, mapped, cpu, rows, models). Filled from the parser's
+# own output and then checked against the texts of the logs by reading.
 _EVERY_LOG = {
     1: (None, 6, 0, 4, 1),
     2: (None, 1, 3, 3, 1),

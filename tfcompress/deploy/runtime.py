@@ -24,6 +24,10 @@ class TFLiteRunner:
         path: Path of a `.tflite` file.
         threads: Number of threads.
 
+    Attributes:
+        inputs: Details of the inputs as the interpreter gives them, in order.
+        outputs: The same of the outputs.
+
     Raises:
         ValueError: If the runtime cannot load the file (for example custom operations).
     """
@@ -41,11 +45,23 @@ class TFLiteRunner:
                 raise ValueError(
                     f"LiteRT cannot run {os.fspath(path)!r} on the CPU: {err}"
                 ) from err
-        self.inputs = sorted(
-            self._interpreter.get_input_details(), key=lambda d: d["name"]
-        )
-        self.outputs = sorted(
-            self._interpreter.get_output_details(), key=lambda d: d["name"]
+        self.inputs, self.outputs = self._details()
+
+    def _details(self):
+        """Inputs and outputs in the order of the signature, where there is one.
+
+        The order within the file and the names of tensors are the converter's whim.
+        """
+        if not self._interpreter.get_signature_list():
+            found = self._interpreter
+            return found.get_input_details(), found.get_output_details()
+        signature = self._interpreter.get_signature_runner()
+        return tuple(
+            [details[name] for name in sorted(details, key=lambda n: (len(n), n))]
+            for details in (
+                signature.get_input_details(),
+                signature.get_output_details(),
+            )
         )
 
     def predict(self, inputs):

@@ -1,0 +1,31 @@
+"""The demo, run short: every file it promises is there and says the truth."""
+
+import keras
+import pytest
+
+import tfcompress as tfc
+from tfcompress import demo
+
+
+@pytest.mark.slow
+def test_the_demo_writes_checked_files_and_a_report(tmp_path):
+    lines = []
+    settings = demo.Settings(
+        float_epochs=2, pruning_epochs=2, quantization_epochs=1, examples=600
+    )
+    found = demo.run(tmp_path, settings, say=lines.append)
+    said = "\n".join(lines)
+    assert [m.name for m in found] == list(demo.NAMES)
+    assert "integers only: yes" in said
+    assert "10" in said and "operations map" in said
+    assert "Edge TPU compiler: not installed" in said or "mapped." in said
+    ours, base = found[3], found[1]
+    # Sizes hardly depend on how long it trained.
+    assert base.gzip_bytes / ours.gzip_bytes > 6
+    assert ours.sparsity > 0.78
+    for name in ("float32", "int8_calibrated", "ours"):
+        assert (tmp_path / f"{name}.tflite").exists()
+    assert (tmp_path / "ours.onnx").exists()
+    assert "Spoken digits" in (tmp_path / "report.html").read_text()
+    loaded = keras.models.load_model(tmp_path / "ours.keras")
+    assert tfc.measure(loaded).sparsity == pytest.approx(ours.sparsity, abs=0.02)
