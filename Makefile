@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow lint wheel notebooks benchmarks lowest newest ci clean
+.PHONY: demo test test-slow lint wheel notebooks benchmarks lowest newest bazel ci clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tfcompress demo
@@ -37,6 +37,18 @@ lowest:
 newest:
 	rm -rf .venv-newest
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS="--upgrade --upgrade-strategy eager"
+
+# Needs Debian's bazel-bootstrap 4.2 (its Bazel fetches nothing: the script writes what it
+# would fetch) and runs with the python of the virtual environment.
+BAZEL_TARGETS ?= //:tests/test_schedules
+BAZEL_FETCHED = rules_cc rules_java rules_proto rules_python bazel_skylib remote_coverage_tools
+
+bazel: $(VENV)/.test
+	stubs=$$(mktemp -d) && trap 'rm -rf "$$stubs"' EXIT && \
+	tests/bazel/offline_repositories.sh "$$stubs" && \
+	bazel test $(BAZEL_TARGETS) --test_output=errors --nosandbox_debug --symlink_prefix=/ \
+	    --python_path=$(abspath $(BIN))/python --incompatible_use_python_toolchains=false \
+	    $$(for name in $(BAZEL_FETCHED); do echo --override_repository=$$name=$$stubs/$$name; done)
 
 ci: lint wheel test test-slow
 

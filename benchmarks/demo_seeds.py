@@ -3,8 +3,8 @@
     python benchmarks/demo_seeds.py --seeds 5
 
 For each seed: train the float model, compress it, export, and measure accuracy on the
-speakers that were held out. Sizes and accuracy are exact for a seed; latency is the median
-of at least 100 runs on one thread, and the ratio is taken within a seed.
+speakers that were held out. Sizes and accuracy are exact for a seed; latency is the
+median of at least 100 runs on one thread, and the ratio is taken within a seed.
 """
 
 import argparse

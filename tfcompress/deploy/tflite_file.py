@@ -170,10 +170,10 @@ def read_tflite(path):
         raise FileNotFoundError(f"No such .tflite file: {os.fspath(path)!r}")
     content = path.read_bytes()
     _verify(content, path)
-    schema = _schema()
+    formats = schema()
     try:
-        model = schema.ModelT.InitFromPackedBuf(content, 0)
-        return _parse(model, schema, os.fspath(path), len(content))
+        model = formats.ModelT.InitFromPackedBuf(content, 0)
+        return _parse(model, formats, os.fspath(path), len(content))
     except Exception as err:
         raise ValueError(
             f"Cannot read {os.fspath(path)!r}: the bytes are a TFLite flatbuffer, but "
@@ -202,7 +202,8 @@ def _verify(content, path):
 
 
 @functools.cache
-def _schema():
+def schema():
+    """The generated classes of the TFLite schema, imported when first needed."""
     from ai_edge_litert import schema_py_generated
 
     return schema_py_generated
@@ -213,16 +214,16 @@ def _names(enum):
     return {v: k for k, v in vars(enum).items() if isinstance(v, int)}
 
 
-def _parse(model, schema, path, size):
+def _parse(model, formats, path, size):
     graph = model.subgraphs[0]
     tensors = tuple(
-        _tensor(index, t, model, schema) for index, t in enumerate(graph.tensors)
+        _tensor(index, t, model, formats) for index, t in enumerate(graph.tensors)
     )
     return TFLiteFile(
         path=path,
         bytes=size,
         operations=tuple(
-            _operation(index, op, model, tensors, schema)
+            _operation(index, op, model, tensors, formats)
             for index, op in enumerate(graph.operators or ())
         ),
         tensors=tensors,
@@ -232,7 +233,7 @@ def _parse(model, schema, path, size):
     )
 
 
-def _tensor(index, tensor, model, schema):
+def _tensor(index, tensor, model, formats):
     quantization = tensor.quantization
     scale = getattr(quantization, "scale", None)
     quantized = scale is not None and len(scale) > 0
@@ -242,7 +243,7 @@ def _tensor(index, tensor, model, schema):
         index=index,
         name=(tensor.name or b"").decode(errors="replace"),
         shape=tuple(int(d) for d in (tensor.shape if tensor.shape is not None else ())),
-        dtype=_names(schema.TensorType)[tensor.type],
+        dtype=_names(formats.TensorType)[tensor.type],
         scale=np.asarray(scale, np.float32) if quantized else None,
         zero_point=np.asarray(quantization.zeroPoint) if quantized else None,
         quantized_axis=quantization.quantizedDimension if quantized else 0,
@@ -251,18 +252,18 @@ def _tensor(index, tensor, model, schema):
     )
 
 
-def _operation(index, operator, model, tensors, schema):
+def _operation(index, operator, model, tensors, formats):
     code = model.operatorCodes[operator.opcodeIndex]
     # Files from before the schema had 128 operators fill the deprecated field only.
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
-    custom = number == schema.BuiltinOperator.CUSTOM
+    custom = number == formats.BuiltinOperator.CUSTOM
     options = operator.builtinOptions
     return Operation(
         index=index,
         operator=(
             (code.customCode or b"CUSTOM").decode(errors="replace")
             if custom
-            else _names(schema.BuiltinOperator)[number]
+            else _names(formats.BuiltinOperator)[number]
         ),
         version=code.version,
         inputs=tuple(tensors[i] if i >= 0 else None for i in _ints(operator.inputs)),

@@ -8,6 +8,7 @@ from tfcompress.graph.flatten import flatten as flatten
 from tfcompress.graph.rewrite import built_copy as built_copy
 from tfcompress.graph.rewrite import clone as clone
 from tfcompress.graph.rewrite import rewrite as rewrite
+from tfcompress.graph.substitution import substituted as substituted
 from tfcompress.graph.view import Graph as Graph
 from tfcompress.graph.view import activation_name as activation_name
 from tfcompress.graph.view import flat_call as flat_call

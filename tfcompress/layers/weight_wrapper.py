@@ -1,7 +1,7 @@
 """The one wrapper that lets a layer compute with transformed weights.
 
 The wrapped layer is used as it is, whatever it is: while it runs, Keras substitutes the
-effective weights for the latent ones (`keras.StatelessScope`). The optimizer and the
+effective weights for the latent ones (`graph.substituted`). The optimizer and the
 regularizers see the latent weights.
 
 Example:
@@ -14,6 +14,8 @@ Example:
 
 import keras
 import numpy as np
+
+from tfcompress.graph import substituted
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -38,6 +40,8 @@ class TransformWeights(keras.layers.Wrapper):
                 "yet. Call it once, or `layer.build(input_shape)`, first."
             )
         self.transforms = {name: list(found) for name, found in transforms.items()}
+        for name in self.transforms:
+            self._variable(name)
         self._states = {
             name: [self._add_state(name, i, t) for i, t in enumerate(chain)]
             for name, chain in self.transforms.items()
@@ -84,7 +88,7 @@ class TransformWeights(keras.layers.Wrapper):
 
     def call(self, inputs, *args, **kwargs):
         pairs = self._effective()
-        with keras.StatelessScope(state_mapping=pairs, collect_losses=True) as scope:
+        with substituted(pairs) as scope:
             outputs = self.layer(inputs, *args, **kwargs)
         for loss in scope.losses:
             self.add_loss(loss)

@@ -1,7 +1,6 @@
 """Affine (integer) quantization: `real = scale * (integer - zero_point)`.
 
-Rounding happens in TensorFlow's fake-quantization kernels, so that training, the
-exported constants and the TFLite file share one arithmetic.
+Training, the exported constants and the TFLite file share one arithmetic.
 
 Example:
     ```python
@@ -52,28 +51,20 @@ def fake_quantize_weight(weight, *, bits=8, axes=(-1,)):
 
     Returns:
         Tensor of `weight`'s shape and dtype; zeros stay zeros. The gradient reaches
-        `weight` unchanged.
+        `weight` unchanged (straight-through).
     """
-    w = tf.cast(weight, tf.float32)
-    axes = sorted(axis % w.shape.rank for axis in axes)
-    others = [axis for axis in range(w.shape.rank) if axis not in axes]
-    order = others + axes
-    moved = tf.transpose(w, order) if order != sorted(order) else w
-    channels = tf.reshape(moved, (-1, _count(w.shape, axes)))
-    limit = tf.maximum(
-        tf.reduce_max(tf.abs(tf.stop_gradient(channels)), axis=0), _SMALLEST_RANGE
-    )
-    y = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-        channels, -limit, limit, num_bits=bits, narrow_range=True
-    )
-    y = tf.reshape(y, tf.shape(moved))
-    if order != sorted(order):
-        y = tf.transpose(y, [order.index(axis) for axis in range(len(order))])
-    return tf.cast(y, weight.dtype)
+    rank = weight.shape.rank
+    kept = {axis % rank for axis in axes}
+    others = [axis for axis in range(rank) if axis not in kept]
+    highest = 2 ** (bits - 1) - 1
 
+    # TensorFlow's fake-quantization kernel is not used here: compiled by XLA it turns
+    # zeros into tiny numbers, and it cuts the gradient of some of the largest weights.
+    @tf.custom_gradient
+    def rounded(w):
+        w32 = tf.cast(w, tf.float32)
+        limit = tf.reduce_max(tf.abs(w32), axis=others, keepdims=True)
+        scale = tf.maximum(limit, _SMALLEST_RANGE) / highest
+        return tf.cast(tf.floor(w32 / scale + 0.5) * scale, w.dtype), lambda dy: dy
 
-def _count(shape, axes):
-    product = 1
-    for axis in axes:
-        product *= shape[axis]
-    return product
+    return rounded(weight)

@@ -1,0 +1,180 @@
+"""Rebuilding a model call by call."""
+
+import keras
+import models
+import numpy as np
+import pytest
+from keras import layers
+
+from tfcompress.graph import Graph, built_copy, clone, flatten, rewrite
+
+
+def _same(call, clone, args, kwargs):
+    return clone(call.operation)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", models.ALL)
+def test_rewriting_nothing_gives_an_equal_model(name):
+    model = flatten(models.ALL[name]())
+    copied = rewrite(Graph(model), _same)
+    x = models.examples(model)
+    models.assert_same(models.outputs(copied, x), models.outputs(model, x))
+    assert copied.name == model.name
+    assert [t.name for t in copied.inputs] == [t.name for t in model.inputs]
+
+
+@pytest.mark.parametrize("name", models.ALL)
+def test_weights_are_copied_exactly_and_are_not_shared(name):
+    model = flatten(models.ALL[name]())
+    copied = rewrite(Graph(model), _same)
+    for old, new in zip(model.weights, copied.weights, strict=True):
+        assert old is not new
+        if not old.path.endswith("seed_generator_state"):
+            np.testing.assert_array_equal(old.numpy(), new.numpy())
+
+
+def test_a_normalization_layer_keeps_its_mean_and_variance():
+    model = models.with_state()
+    copied = rewrite(Graph(model), _same)
+    old, new = model.get_layer("normalize"), copied.get_layer("normalize")
+    np.testing.assert_array_equal(old.mean, new.mean)
+    np.testing.assert_array_equal(old.variance, new.variance)
+    x = models.examples(model)
+    np.testing.assert_array_equal(new(x), old(x))
+
+
+@pytest.mark.parametrize("name", models.ALL)
+def test_the_original_keeps_config_weights_and_outputs(name):
+    model = flatten(models.ALL[name]())
+    config, weights = model.get_config(), model.get_weights()
+    copied = rewrite(Graph(model), _same)
+    for variable in copied.weights:
+        variable.assign(variable.numpy() * 0)
+    assert model.get_config() == config
+    for old, new in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    calls = [call.operation for call in Graph(model).calls]
+    for operation in calls:
+        if calls.count(operation) == 1:
+            # Keras refuses this once an operation has a second call.
+            assert operation.output is not None
+            assert len(operation._inbound_nodes) == 1
+
+
+@pytest.mark.parametrize("name", models.ALL)
+def test_the_copy_saves_and_loads(name, tmp_path):
+    copied = rewrite(Graph(flatten(models.ALL[name]())), _same)
+    copied.save(tmp_path / "copy.keras")
+    back = keras.models.load_model(tmp_path / "copy.keras")
+    x = models.examples(copied)
+    models.assert_same(models.outputs(back, x), models.outputs(copied, x))
+
+
+def test_a_visitor_can_leave_a_call_out():
+    model = models.with_state()
+
+    def without_dropout(call, clone, args, kwargs):
+        if isinstance(call.operation, layers.Dropout):
+            return args[0]
+        return clone(call.operation)(*args, **kwargs)
+
+    smaller = rewrite(Graph(model), without_dropout)
+    assert [x.name for x in smaller.layers] == ["x", "normalize", "dense", "bn"]
+    x = models.examples(model)
+    models.assert_same(models.outputs(smaller, x), models.outputs(model, x))
+
+
+def test_a_visitor_can_insert_and_replace():
+    model = models.operators()
+
+    def doubled(call, clone, args, kwargs):
+        y = clone(call.operation)(*args, **kwargs)
+        if call.operation.name == "dense":
+            y = layers.Rescaling(2.0, name="double")(y)
+        return y
+
+    changed = rewrite(Graph(model), doubled)
+    for variable in model.get_layer("dense").weights:
+        variable.assign(2 * variable.numpy())
+    x = models.examples(model)
+    models.assert_same(models.outputs(changed, x), models.outputs(model, x))
+
+
+def test_a_shared_layer_stays_shared():
+    model = flatten(models.shared())
+    copied = rewrite(Graph(model), _same)
+    assert len(copied.weights) == len(model.weights) == 4
+    assert len({id(c.operation) for c in Graph(copied).calls}) == 3
+
+
+def test_batch_size_name_and_dtype_can_be_changed():
+    model = models.operators()
+    fixed = rewrite(Graph(model), _same, batch_size=1, name="other")
+    assert fixed.input_shape == (1, 3)
+    assert fixed.name == "other"
+    mixed = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(2, dtype="mixed_float16", name="d")]
+    )
+    plain = rewrite(Graph(mixed), _same, dtype="float32")
+    assert plain.get_layer("d").compute_dtype == "float32"
+    np.testing.assert_array_equal(plain.get_weights()[0], mixed.get_weights()[0])
+
+
+def test_structure_of_inputs_and_outputs_is_kept():
+    model = flatten(models.dictionaries())
+    copied = rewrite(Graph(model), _same)
+    x = models.examples(model)
+    assert set(copied(x)) == {"first", "second"}
+
+
+def test_an_output_that_is_an_input_is_passed_through():
+    inputs = keras.Input((2,), name="x")
+    model = keras.Model(inputs, [inputs, layers.Dense(1)(inputs)])
+    copied = rewrite(Graph(model), _same)
+    x = models.examples(model)
+    models.assert_same(models.outputs(copied, x), models.outputs(model, x))
+
+
+class _NoConfig(layers.Layer):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = layers.Dense(units)
+
+    def call(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+def test_a_layer_that_cannot_be_copied_is_named_with_the_cause():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, _NoConfig(3, name="odd")(inputs))
+    with pytest.raises(ValueError, match="'odd' of type _NoConfig") as caught:
+        rewrite(Graph(model), _same)
+    assert "get_config" in str(caught.value)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_a_clone_is_not_built_and_takes_changes():
+    layer = models.operators().get_layer("dense")
+    copied = clone(layer, name="other", units=7)
+    assert (copied.name, copied.units, copied.built) == ("other", 7, False)
+    assert layer.units == 4
+
+
+def test_a_built_copy_has_the_weights_and_no_graph():
+    layer = models.operators().get_layer("dense")
+    copied = built_copy(layer, activation="relu")
+    np.testing.assert_array_equal(copied.kernel.numpy(), layer.kernel.numpy())
+    np.testing.assert_array_equal(copied.bias.numpy(), layer.bias.numpy())
+    assert copied.activation is keras.activations.relu
+    assert not copied._inbound_nodes
+
+
+def test_trainable_flags_are_kept():
+    model = models.with_state()
+    model.get_layer("dense").trainable = False
+    copied = rewrite(Graph(model), _same)
+    assert not copied.get_layer("dense").trainable
+    assert copied.get_layer("bn").trainable

@@ -1,0 +1,203 @@
+"""Activation ranges and their grids, against ranges worked out by hand.
+
+Tolerance 1e-6: means of float32 numbers.
+"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfcompress.layers import ConstantFakeQuant, FakeQuant
+
+
+def _batch(low, high, count=8):
+    return np.linspace(low, high, count).astype("float32")[:, None]
+
+
+def _near(expected):
+    return pytest.approx(expected, rel=1e-6)
+
+
+def _numpy_grid(x, low, high, bits=8):
+    scale = (high - low) / (2**bits - 1)
+    zero_point = np.floor(-low / scale + 0.5)
+    integers = np.floor(np.asarray(x, "float64") / scale + zero_point + 0.5)
+    return (np.clip(integers, 0, 2**bits - 1) - zero_point) * scale
+
+
+def test_after_the_first_batch_the_range_is_that_of_the_batch():
+    layer = FakeQuant()
+    layer(_batch(-3.0, 5.0), training=True)
+    assert layer.range() == (-3.0, 5.0)
+
+
+def test_the_first_batches_are_averaged_evenly():
+    layer = FakeQuant(momentum=0.99)
+    highs = [1.0, 2.0, 6.0, 3.0]
+    for n, high in enumerate(highs, start=1):
+        layer(_batch(-high / 2, high), training=True)
+        mean = np.mean(highs[:n])
+        assert layer.range() == _near((-mean / 2, mean))
+
+
+def test_later_batches_enter_a_moving_average():
+    layer = FakeQuant(momentum=0.5)
+    for high in (4.0, 2.0, 9.0):
+        layer(_batch(0.0, high), training=True)
+    # (4 + 2) / 2 = 3, then 0.5 * 3 + 0.5 * 9 = 6.
+    assert layer.range() == _near((0.0, 6.0))
+
+
+@pytest.mark.parametrize("low, high, grid", [(2, 5, (0, 5)), (-5, -2, (-5, 0))])
+def test_zero_is_always_in_the_range(low, high, grid):
+    layer = FakeQuant()
+    layer(_batch(low, high), training=True)
+    assert layer.range() == grid
+
+
+def test_the_grid_spans_the_hull_of_all_sites():
+    layer = FakeQuant(sites=3)
+    layer(_batch(-1, 2), site=0, training=True)
+    assert layer.range() == (-1, 2)
+    layer(_batch(-4, 1), site=1, training=True)
+    layer(_batch(0, 8), site=2, training=True)
+    assert layer.range() == (-4, 8)
+    # Each site averages what it sees itself.
+    layer(_batch(-2, 1), site=1, training=True)
+    assert layer.range() == _near((-3, 8))
+
+
+def test_no_site_rounds_without_observing():
+    layer = FakeQuant(bits=2)
+    layer(_batch(0, 3), training=True)
+    y = layer(np.array([[0.4], [7.0]], "float32"), site=None, training=True)
+    assert y.numpy().tolist() == [[0.0], [3.0]]
+    assert layer.range() == (0, 3)
+
+
+def test_before_any_data_the_layer_is_the_identity():
+    layer = FakeQuant()
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    np.testing.assert_array_equal(layer(x), x)
+    np.testing.assert_array_equal(layer(x, site=None, training=True), x)
+    assert layer.range() is None
+
+
+def test_inference_rounds_and_learns_nothing():
+    layer = FakeQuant()
+    layer(_batch(-1, 2), training=True)
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype("float32") * 3
+    # 1e-6: float32 arithmetic of a range of 3.
+    np.testing.assert_allclose(layer(x), _numpy_grid(x, -1, 2), atol=3e-6)
+    assert layer.range() == (-1, 2)
+
+
+def test_training_rounds_with_the_range_that_the_batch_has_just_updated():
+    layer = FakeQuant(bits=2)
+    y = layer(np.array([[0.0], [1.2], [3.0]], "float32"), training=True)
+    assert y.numpy().tolist() == [[0.0], [1.0], [3.0]]
+
+
+def test_fixed_ranges_are_used_at_once_and_never_move():
+    layer = FakeQuant(bits=2, fixed_range=(0.0, 3.0))
+    x = np.array([[-1.0], [1.4], [50.0]], "float32")
+    for training in (False, True):
+        assert layer(x, training=training).numpy().tolist() == [[0.0], [1.0], [3.0]]
+    assert layer.range() == (0.0, 3.0)
+
+
+def test_rounding_can_be_off_while_training():
+    layer = FakeQuant(bits=2, fixed_range=(0.0, 3.0), in_training=False)
+    x = np.array([[0.4]], "float32")
+    assert layer(x, training=True).numpy().tolist() == x.tolist()
+    assert layer(x, training=False).numpy().tolist() == [[0.0]]
+
+
+def test_a_calibrated_range_holds_and_then_moves_slowly():
+    layer = FakeQuant(momentum=0.9, sites=2)
+    layer.set_range(1, 0.5, 4.0)
+    assert layer.range() == (0.0, 4.0)
+    layer(_batch(0, 14), site=1, training=True)
+    # 4 and 14 in shares of nearly 0.9 and 0.1: calibration counts as ten batches, so
+    # the eleventh has a share of 1/11 or 0.1, whichever is more.
+    assert layer.range() == _near((0.0, 5.0))
+
+
+def test_a_site_that_was_not_calibrated_starts_with_its_first_batch():
+    layer = FakeQuant(sites=2)
+    layer.set_range(0, -1, 1)
+    layer(_batch(-2, 7), site=1, training=True)
+    assert layer.range() == (-2, 7)
+
+
+def test_gradient_passes_inside_the_range_only():
+    layer = FakeQuant(fixed_range=(-1.0, 1.0))
+    x = tf.constant([[-3.0, -0.5, 0.5, 3.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+    assert tape.gradient(y, x).numpy().tolist() == [[0, 1, 1, 0]]
+
+
+def test_nothing_is_trained_by_the_optimizer():
+    layer = FakeQuant()
+    assert not layer.trainable_variables
+    assert len(layer.non_trainable_variables) == 3
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_ranges_are_learned_in_fit_with_and_without_xla(jit, dtype):
+    quantizer = FakeQuant(momentum=0.5, dtype=dtype, name="q")
+    model = keras.Sequential(
+        [keras.Input((1,)), quantizer, keras.layers.Dense(1, dtype="float32")]
+    )
+    model.compile("sgd", "mse", jit_compile=jit)
+    x = np.array([[0.0], [4.0], [-1.0], [2.0], [-3.0], [8.0]], "float32")
+    model.fit(x, np.zeros(6), batch_size=2, shuffle=False, verbose=0)
+    # Highs 4, 2, 8: (4 + 2) / 2 = 3, then (3 + 8) / 2; lows 0, -1, -3 in the same way.
+    assert quantizer.range() == _near((-1.75, 5.5))
+    assert all(v.dtype == "float32" for v in quantizer.weights)
+
+
+def test_steps_per_execution_changes_no_range():
+    ranges = []
+    x = np.random.default_rng(0).normal(size=(32, 2)).astype("float32")
+    for steps in (1, 4):
+        quantizer = FakeQuant()
+        model = keras.Sequential([keras.Input((2,)), quantizer, keras.layers.Dense(2)])
+        model.compile("sgd", "mse", steps_per_execution=steps)
+        model.fit(x, x, batch_size=4, shuffle=False, verbose=0)
+        ranges.append(quantizer.range())
+    assert ranges[0] == _near(ranges[1])
+
+
+@pytest.mark.parametrize("settings", [{}, {"fixed_range": (-1, 1)}, {"bits": 4}])
+def test_save_and_load_keep_ranges_and_settings(settings, tmp_path):
+    model = keras.Sequential([keras.Input((3,)), FakeQuant(sites=2, **settings)])
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    model(x, training=True)
+    model.save(tmp_path / "m.keras")
+    back = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    assert back.layers[0].range() == model.layers[0].range()
+    np.testing.assert_array_equal(back(x), model(x))
+    # It keeps counting where it stopped.
+    model(2 * x, training=True)
+    back(2 * x, training=True)
+    assert back.layers[0].range() == model.layers[0].range()
+
+
+def test_a_constant_quantizer_rounds_as_the_learned_one_does():
+    learned = FakeQuant(fixed_range=(-0.7, 2.1))
+    constant = ConstantFakeQuant(-0.7, 2.1)
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype("float32")
+    # 1e-6: the same arithmetic, in another kernel.
+    np.testing.assert_allclose(constant(x), learned(x), atol=1e-6)
+
+
+def test_a_constant_quantizer_survives_saving(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), ConstantFakeQuant(-1.0, 3.0, bits=4)])
+    model.save(tmp_path / "m.keras")
+    back = keras.models.load_model(tmp_path / "m.keras").layers[0]
+    assert (back.low, back.high, back.bits) == (-1.0, 3.0, 4)

@@ -1,0 +1,103 @@
+"""Magnitude masks against arrays worked out by hand."""
+
+import numpy as np
+import pytest
+
+from tfcompress.numerics.masks import check_sparsity, kept_zeros, magnitude_mask
+
+
+def test_largest_magnitudes_are_kept_whatever_their_sign():
+    weight = np.array([[3.0, -1.0], [2.0, -4.0]], "float32")
+    expected = [[True, False], [False, True]]
+    assert magnitude_mask(weight, 0.5).tolist() == expected
+
+
+def test_ties_keep_the_lower_index():
+    assert magnitude_mask(np.array([1.0, -1.0, 1.0, 1.0]), 0.5).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    "size, sparsity, dropped",
+    [(10, 0.5, 5), (3, 0.5, 2), (7, 0.3, 2), (9, 0.99, 9), (100, 0.8, 80), (4, 0, 0)],
+)
+def test_sparsity_is_rounded_to_whole_weights(size, sparsity, dropped):
+    weight = np.random.default_rng(0).normal(size=size)
+    assert np.count_nonzero(~magnitude_mask(weight, sparsity)) == dropped
+
+
+def test_mask_agrees_with_a_full_stable_sort():
+    # Few distinct values, so that nearly every threshold falls among ties.
+    weight = np.random.default_rng(1).integers(-3, 4, size=(5, 4, 3)).astype("float32")
+    for sparsity in np.linspace(0, 0.99, 34):
+        dropped = round(sparsity * weight.size)
+        order = np.argsort(-np.abs(weight).ravel(), kind="stable")
+        expected = np.zeros(weight.size, bool)
+        expected[order[: weight.size - dropped]] = True
+        found = magnitude_mask(weight, sparsity)
+        np.testing.assert_array_equal(found, expected.reshape(weight.shape))
+
+
+def test_masks_of_growing_sparsity_are_nested():
+    weight = np.random.default_rng(2).integers(-5, 6, size=200)
+    masks = [magnitude_mask(weight, s) for s in np.linspace(0, 0.95, 20)]
+    for sparser, denser in zip(masks[1:], masks, strict=False):
+        assert not np.any(sparser & ~denser)
+
+
+def test_zeros_are_dropped_before_anything_else():
+    weight = np.array([1e-30, 0.0, -1e-30, 0.0])
+    assert magnitude_mask(weight, 0.5).tolist() == [True, False, True, False]
+
+
+def test_mask_has_the_shape_of_the_weight_and_is_boolean():
+    mask = magnitude_mask(np.ones((2, 3, 4, 5)), 0.4)
+    assert (mask.shape, mask.dtype) == ((2, 3, 4, 5), bool)
+
+
+@pytest.mark.parametrize(
+    "sparsity, hint",
+    [
+        (80, "For 80% zeros pass sparsity=0.8."),
+        (1.0, "For 80% zeros pass sparsity=0.8."),
+        (-0.1, "in [0, 1)"),
+        (float("nan"), "in [0, 1)"),
+        (12.5, "For 12.5% zeros pass sparsity=0.125."),
+    ],
+)
+def test_sparsity_out_of_range_is_refused_with_a_hint(sparsity, hint):
+    with pytest.raises(ValueError, match="Received: sparsity") as caught:
+        magnitude_mask(np.ones(3), sparsity)
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("sparsity", ["0.8", None, True, [0.5]])
+def test_sparsity_of_another_type_is_refused(sparsity):
+    with pytest.raises(TypeError, match="must be a number"):
+        check_sparsity(sparsity)
+
+
+def test_numpy_numbers_are_sparsities():
+    assert check_sparsity(np.float32(0.5)) == 0.5
+    assert check_sparsity(0) == 0.0
+
+
+def test_exact_zeros_from_a_tenth_on_are_a_mask():
+    weight = np.arange(1.0, 21.0)
+    weight[[3, 7]] = 0
+    assert kept_zeros(weight).tolist() == [i not in (3, 7) for i in range(20)]
+    weight[3] = 1
+    assert kept_zeros(weight) is None
+
+
+def test_a_weight_of_nothing_but_zeros_is_no_mask():
+    assert kept_zeros(np.zeros((3, 3))) is None
+
+
+def test_negative_zero_is_a_zero_and_tiny_numbers_are_not():
+    assert kept_zeros(np.array([-0.0, 1.0])).tolist() == [False, True]
+    assert kept_zeros(np.array([1e-38, 1.0], "float32")) is None
