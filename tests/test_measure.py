@@ -12,7 +12,9 @@ import tfcompress as tfc
 
 def test_parameters_zeros_and_bytes_by_hand():
     inputs = keras.Input((4,))
-    model = keras.Model(inputs, layers.Dense(3, bias_initializer="ones", name="dense")(inputs))
+    model = keras.Model(
+        inputs, layers.Dense(3, bias_initializer="ones", name="dense")(inputs)
+    )
     model.layers[-1].kernel.assign(np.eye(4, 3))
     found = tfc.measure(model)
     assert (found.parameters, found.nonzero_parameters) == (15, 6)

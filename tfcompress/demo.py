@@ -66,7 +66,6 @@ def augmented(train, *, seed, batch_size=64, mix=False):
         Beyer et al., "Knowledge distillation: A good teacher is patient and
         consistent", 2021 (mixing as input for distillation). arXiv:2106.05237
     """
-
     frames, coefficients, _ = train.x.shape[1:]
 
     def disturb(x, y):
@@ -113,7 +112,7 @@ def compress(model, train, settings):
     student.set_weights(model.get_weights())
 
     pupil = distill(student, teacher=model, temperature=4, alpha=0)
-    # A depthwise kernel has nine weights: pruned like the others it would have one left.
+    # A depthwise kernel has nine weights: pruned like the others it would keep one.
     spared = Rule("depthwise", sparsity=0.5)
     pruning = Pruning(sparsity=settings.sparsity, rules=[spared])
     bar = EpochBar("Pruning, with distillation")

@@ -30,5 +30,7 @@ WAYS_TO_RUN = {
     "plain": {},
     "jit": {"jit_compile": True},
     "several steps a call": {"steps_per_execution": 3},
-    "moving average": {"optimizer": lambda: keras.optimizers.Adam(0.01, use_ema=True)},
+    "moving average": {
+        "optimizer": lambda: keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9)
+    },
 }

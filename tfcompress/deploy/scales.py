@@ -1,12 +1,13 @@
-"""Quantization scales with fewer significant bits, which compress better.
+"""Scales of biases with fewer significant bits, which compress better.
 
-A file has two float32 scales for each channel of each kernel: the kernel's and its
-bias's. Their 24 significant bits look random to gzip, and of a small network they are a
-quarter of what is left after compression. The arithmetic does not need them all.
+A file repeats, for the bias of each channel, the product of two scales that it holds
+already: the input's and the kernel's. Runtimes compute with those two; the bias's own
+scale only tells readers what its integers mean. Its 24 significant bits look random to
+gzip, and of a small network they are a tenth of what is left after compression.
 
 Example:
     ```python
-    content = round_scales(content)
+    content = round_bias_scales(content)
     ```
 """
 
@@ -14,20 +15,19 @@ import numpy as np
 
 from tfcompress.deploy.tflite_file import schema
 
-# 16 bits move an int8 value by at most 127 / 2**17 = 0.001 of a step. The scale of an
-# int32 bias only repeats the product of two other scales, which is what kernels use.
-_BITS = 16
-_BIAS_BITS = 12
+# At most 1/4096 off the product. TFLite's own check of a bias scale
+# tolerates 1/50 of a step of the output.
+_BITS = 12
 
 
-def round_scales(content):
-    """Rounds the scales of a `.tflite` file: 16 significant bits, 12 for biases.
+def round_bias_scales(content):
+    """Rounds the scales of int32 tensors of a `.tflite` file to 12 significant bits.
 
     Args:
         content: Bytes of the file.
 
     Returns:
-        Bytes of a file with the same integers.
+        Bytes of a file that computes exactly the same.
     """
     import flatbuffers
 
@@ -36,16 +36,14 @@ def round_scales(content):
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             scale = getattr(tensor.quantization, "scale", None)
-            if scale is not None and len(scale):
-                is_bias = tensor.type == formats.TensorType.INT32
-                bits = _BIAS_BITS if is_bias else _BITS
-                tensor.quantization.scale = _round(scale, bits)
+            if tensor.type == formats.TensorType.INT32 and scale is not None:
+                tensor.quantization.scale = _round(scale)
     builder = flatbuffers.Builder(len(content))
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
 
-def _round(values, bits):
+def _round(values):
     mantissa, exponent = np.frexp(np.asarray(values, np.float64))
-    rounded = np.round(mantissa * 2**bits) / 2**bits
+    rounded = np.round(mantissa * 2**_BITS) / 2**_BITS
     return np.ldexp(rounded, exponent).astype(np.float32)

@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfcompress.checks import batches, check_model
 from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
 from tfcompress.deploy.quiet import quiet
-from tfcompress.deploy.scales import round_scales
+from tfcompress.deploy.scales import round_bias_scales
 from tfcompress.deploy.tflite_file import read_tflite
 from tfcompress.graph import flat_call, symbolic_inputs
 from tfcompress.passes.distill import Distiller
@@ -125,7 +125,7 @@ def export_tflite(
             _integers(io, _representative(model, calibration_data)),
         )
     if kind == "int8":
-        content = round_scales(content)
+        content = round_bias_scales(content)
     with written_atomically(path) as temporary:
         temporary.write_bytes(content)
         result = _describe(temporary, path, io)
