@@ -183,11 +183,7 @@ class Pruning(keras.callbacks.Callback):
         curve = self._curve = self._curve or self._default_curve()
         if curve is None:
             return
-        last, ends = self._last_update, step >= curve.end
-        due = last is None or step - last >= self._interval(curve)
-        if not (due or (ends and last < curve.end)):
-            return
-        if last is not None and last >= curve.end:
+        if self._last_update is not None and not self._due(curve, step):
             return
         self._last_update = step
         share = curve(step) / curve.final if curve.final else 0.0
@@ -195,10 +191,12 @@ class Pruning(keras.callbacks.Callback):
             pruned.raise_sparsity(share, curve(step))
         self._measure()
 
-    def _interval(self, curve):
-        if self.frequency is not None:
-            return self.frequency
-        return max(1, (curve.end - curve.begin) // _UPDATES_PER_RAMP)
+    def _due(self, curve, step):
+        if self._last_update >= curve.end:
+            return False
+        rise = curve.end - curve.begin
+        interval = self.frequency or max(1, rise // _UPDATES_PER_RAMP)
+        return step >= curve.end or step - self._last_update >= interval
 
     def _check_length(self):
         known = self._steps_per_epoch is not None or self.params["epochs"] > 1
