@@ -42,7 +42,7 @@ class Settings:
     float_epochs: int = 20
     pruning_epochs: int = 24
     quantization_epochs: int = 4
-    sparsity: float = 0.88
+    sparsity: float = 0.89
     examples: int | None = None
 
 
