@@ -98,6 +98,12 @@ def _raw_batches(data, argument, batch_size):
             f"`{argument}` must be arrays, a tf.data.Dataset or an iterable of "
             f"batches. Received: {data!r} (of type {type(data).__name__})"
         )
+    if isinstance(data, tf.data.Dataset) and data.cardinality() == (
+        tf.data.INFINITE_CARDINALITY
+    ):
+        raise ValueError(
+            f"`{argument}` repeats without end. Take a part of it: data.take(100)."
+        )
     if isinstance(data, keras.utils.PyDataset):
         return (data[i] for i in range(len(data)))
     if isinstance(data, (np.ndarray, tf.Tensor, tuple, list, dict)):
@@ -142,7 +148,7 @@ def _check_batch(inputs, model, argument):
     if specs and len(arrays) != len(specs):
         raise ValueError(
             f"`{argument}` must give {len(specs)} input(s) a batch. Received: "
-            f"{len(arrays)}"
+            f"{len(arrays)}. To pass a list of batches, pass iter(batches)."
         )
     return [
         _check_array(array, spec, argument)

@@ -15,6 +15,7 @@ from rich.table import Table
 from tfcompress import demo
 from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerError, compile_edgetpu
+from tfcompress.deploy.files import check_writable
 from tfcompress.deploy.onnx import export_onnx
 from tfcompress.deploy.tflite import KINDS, export_tflite
 from tfcompress.deploy.tflite_file import read_tflite
@@ -224,6 +225,11 @@ def _export(args):
         raise ValueError(f"The output must be a .tflite or .onnx file: {args.output!r}")
     model = _load(args.model)
     if suffix == ".onnx":
+        if args.data or args.kind != "float32":
+            raise ValueError(
+                "An .onnx file takes neither --kind nor --data: a quantization-aware "
+                "model becomes integer by itself."
+            )
         result = export_onnx(model, args.output)
         print(f"{result.path}: {result.bytes:,} bytes ({result.gzip_bytes:,} gzip)")
         return
@@ -246,6 +252,7 @@ def _measure(args):
 
 def _report(args):
     """Write an HTML report with plots; the first file is the baseline."""
+    check_writable(args.out)
     written = report(_measured(args), args.out)
     print("\n".join((written.path, *written.plots)))
 
@@ -276,9 +283,10 @@ def _compile_edgetpu(args):
 
     The compiler must be installed (x86-64 Linux); the error says how to get it.
     """
-    result = compile_edgetpu(
-        args.model, args.out_dir, compiler=args.compiler, timeout_sec=args.timeout
-    )
+    with Console(stderr=True).status("Running edgetpu_compiler"):
+        result = compile_edgetpu(
+            args.model, args.out_dir, compiler=args.compiler, timeout_sec=args.timeout
+        )
     print(f"{result.path}: {result.mapped_count} mapped, {result.cpu_count} on the CPU")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
-from tfcompress import datasets, zoo
+from tfcompress import datasets, progress, zoo
 from tfcompress.callbacks import Pruning
 from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerNotFound, compile_edgetpu
@@ -18,7 +18,6 @@ from tfcompress.deploy.tflite import export_tflite
 from tfcompress.measure import measure
 from tfcompress.passes.distill import distill
 from tfcompress.passes.quantize import quantize_aware
-from tfcompress.progress import EpochBar
 from tfcompress.report import report
 from tfcompress.selection import Rule
 
@@ -40,9 +39,9 @@ class Settings:
 
     seed: int = 0
     float_epochs: int = 20
-    pruning_epochs: int = 24
-    quantization_epochs: int = 4
-    sparsity: float = 0.89
+    pruning_epochs: int = 36
+    quantization_epochs: int = 5
+    sparsity: float = 0.885
     examples: int | None = None
 
 
@@ -80,7 +79,7 @@ def train_float(train, settings):
     """Trains the reference network in float."""
     model = zoo.ds_cnn(input_shape=train.x.shape[1:], classes=10)
     data = augmented(train, seed=settings.seed)
-    _fit(model, data, settings.float_epochs, 3e-3, EpochBar("Training the float model"))
+    _fit(model, data, settings.float_epochs, 3e-3, "Training the float model")
     return model
 
 
@@ -103,24 +102,26 @@ def compress(model, train, settings):
     # A depthwise kernel has nine weights: pruned like the others it would keep one.
     spared = Rule("depthwise", sparsity=0.5)
     pruning = Pruning(sparsity=settings.sparsity, rules=[spared])
-    bar = EpochBar("Pruning, with distillation")
-    _fit(pupil, data, settings.pruning_epochs, 3e-3, pruning, bar)
+    title = "Pruning, with distillation"
+    _fit(pupil, data, settings.pruning_epochs, 3e-3, title, pruning)
 
     qat = quantize_aware(student, "int8", calibration_data=train.x[:256])
     pupil = distill(qat, teacher=model, temperature=4, alpha=0.1)
-    bar = EpochBar("Quantization-aware training")
-    _fit(pupil, data, settings.quantization_epochs, 5e-4, bar)
+    title = "Quantization-aware training"
+    _fit(pupil, data, settings.quantization_epochs, 5e-4, title)
     return qat
 
 
-def _fit(model, data, epochs, learning_rate, *callbacks):
+def _fit(model, data, epochs, learning_rate, title, *callbacks):
     decay = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * len(data))
     model.compile(
         keras.optimizers.Adam(decay),
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
-    model.fit(data, epochs=epochs, verbose=0, callbacks=list(callbacks))
+    with progress.bar(title, epochs) as advance:
+        count = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: advance())
+        model.fit(data, epochs=epochs, verbose=0, callbacks=[*callbacks, count])
 
 
 def run(folder="demo", settings=None, say=print):

@@ -38,8 +38,9 @@ class Measurement:
             convolutions); `None` with loops, such as recurrent layers.
         bytes: Of a file, its size; of a Keras model, the size of its weights in memory.
         gzip_bytes: The same bytes after gzip -9.
-        latency_ms: Of a `.tflite` file: median milliseconds of one inference on one
-            thread of this machine's CPU. `None` for a Keras model: export it first.
+        latency_ms: Of a `.tflite` file: median milliseconds of one inference (of the
+            file's batch size) on one thread of this machine's CPU. `None` for a Keras
+            model: export it first.
         accuracy: Fraction of examples whose class is right, if `data` were given.
         kernels: Tuple of `(path, parameters, sparsity)`, one for each kernel.
     """
@@ -74,8 +75,9 @@ class Measurement:
 def measure(model, data=None, *, name=None):
     """Measures a Keras model or a `.tflite` file.
 
-    A model that a pass of this library returned is measured as it will be deployed,
-    with its effective weights.
+    A model that a pass of this library returned is measured with its effective
+    weights, and without the rounding of activations: measure the exported file for
+    that.
 
     Args:
         model: Built `keras.Model`, or path of a `.tflite` file.
@@ -172,7 +174,7 @@ def _model_macs(model):
     if not getattr(model, "inputs", None):
         return None
     specs = [tf.TensorSpec((1, *t.shape[1:]), t.dtype) for t in model.inputs]
-    infer = tf.function(flat_call(model))
+    infer = tf.function(flat_call(model), autograph=False)
     return _graph_macs(infer.get_concrete_function(*specs).graph)
 
 
@@ -266,7 +268,7 @@ class _Inputs:
 
 
 def _keras_runner(model):
-    infer = tf.function(flat_call(model), reduce_retracing=True)
+    infer = tf.function(flat_call(model), reduce_retracing=True, autograph=False)
     return lambda inputs: [np.asarray(t) for t in keras.tree.flatten(infer(*inputs))]
 
 

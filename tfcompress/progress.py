@@ -12,7 +12,6 @@ Example:
 import contextlib
 import sys
 
-import keras
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -55,25 +54,3 @@ def tracked(iterable, description, *, total=None):
         for item in iterable:
             yield item
             advance()
-
-
-class EpochBar(keras.callbacks.Callback):
-    """One bar for a whole `fit(..., verbose=0)`, advanced at each epoch.
-
-    Args:
-        description: What is being trained.
-    """
-
-    def __init__(self, description):
-        super().__init__()
-        self.description = description
-
-    def on_train_begin(self, logs=None):
-        self._bar = bar(self.description, self.params["epochs"])
-        self._advance = self._bar.__enter__()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._advance()
-
-    def on_train_end(self, logs=None):
-        self._bar.__exit__(None, None, None)

@@ -46,7 +46,7 @@ class Constant(Schedule):
 
     Args:
         final: The value.
-        begin: First step (optimizer steps of this `fit`) with the value.
+        begin: First step (batches since the start of `fit`) with the value.
     """
 
     def __init__(self, final, begin=0):

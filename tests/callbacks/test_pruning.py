@@ -129,6 +129,49 @@ def test_a_users_constraint_applies_during_and_is_back_after():
     assert zeros(model) == asked(model, 0.8)
 
 
+def test_biases_of_attention_and_recurrent_layers_are_left_alone():
+    inputs = keras.Input((5, 8))
+    x = layers.MultiHeadAttention(2, 4)(inputs, inputs)
+    model = keras.Model(inputs, layers.GRU(4)(x))
+    assert not [path for path in tfc.graph.kernels(model) if "bias" in path]
+    assert len(tfc.graph.kernels(model)) == 6
+
+
+def test_the_smallest_kernel_keeps_a_weight():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    x = np.ones((8, 4), "float32")
+    model.fit(x, x[:, :1], epochs=4, verbose=0, callbacks=[tfc.Pruning(0.9)])
+    assert np.count_nonzero(model.layers[-1].kernel.numpy()) == 1
+
+
+def test_none_keeps_even_a_few_zeros():
+    model = compiled(conv_net())
+    kernel = model.get_layer("hidden").kernel
+    values = kernel.numpy()
+    values[:5, 0] = 0
+    kernel.assign(values)
+    fit(model, tfc.Pruning(None))
+    assert (kernel.numpy()[:5, 0] == 0).all()
+
+
+def test_nothing_is_pruned_before_the_schedule_begins():
+    model = compiled(conv_net())
+    history = fit(model, tfc.Pruning(schedule=tfc.schedules.Constant(0.5, begin=12)))
+    sparsity = history.history["sparsity"]
+    assert sparsity[0] == 0 and sparsity[-1] == pytest.approx(0.5, abs=0.01)
+
+
+def test_restored_weights_are_masked_again_if_pruning_comes_last():
+    model = compiled(conv_net())
+    restore = keras.callbacks.EarlyStopping(
+        monitor="accuracy", mode="min", patience=9, restore_best_weights=True
+    )
+    fit(model, restore, tfc.Pruning(0.8))
+    assert min(zeros(model)) >= min(asked(model, 0.8))
+
+
 def test_a_failed_fit_leaves_no_nested_constraints():
     model = compiled(conv_net())
 
@@ -139,8 +182,9 @@ def test_a_failed_fit_leaves_no_nested_constraints():
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             fit(model, tfc.Pruning(0.5), Stop())
-    fit(model, tfc.Pruning(0.8))
+    fit(model, tfc.Pruning(0.8, exclude="conv/"))
     assert model.get_layer("conv").kernel.constraint is None
+    fit(model, tfc.Pruning(0.8))
     assert zeros(model) == asked(model, 0.8)
 
 
@@ -313,6 +357,32 @@ def test_nan_weights_are_refused():
     kernel.assign(kernel * np.nan)
     with pytest.raises(ValueError, match="NaN or infinite weights: hidden/kernel"):
         fit(model, tfc.Pruning())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        (tfc.schedules.Polynomial(0.9, 0.5, end=4), "cannot fall"),
+        (tfc.schedules.Polynomial(-1.0, 0.5, end=4), "must be in"),
+        (tfc.schedules.Polynomial(0.0, 1.5, end=4), "must be in"),
+    ],
+)
+def test_a_schedule_that_is_no_sparsity(schedule, text):
+    with pytest.raises(ValueError, match=text):
+        tfc.Pruning(schedule=schedule)
+
+
+def test_rules_go_with_a_schedule_alone():
+    tfc.Pruning(
+        None,
+        schedule=tfc.schedules.Constant(0.5),
+        rules=[tfc.Rule("conv", sparsity=0.1)],
+    )
+
+
+def test_a_rule_that_matches_nothing_lists_the_paths():
+    with pytest.raises(ValueError, match="(?s)`rules`.*matches nothing.*hidden/kernel"):
+        fit(compiled(conv_net()), tfc.Pruning(rules=[tfc.Rule("xy", sparsity=0.1)]))
 
 
 def test_a_rule_that_sets_something_else():

@@ -118,6 +118,28 @@ def test_several_inputs_and_outputs(tmp_path):
             np.testing.assert_allclose(f, e, atol=atol)
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_mixed_precision_model_exports_in_float32(policy, tmp_path):
+    x, _ = image_data(16)
+    inputs = keras.Input((8, 8, 3))
+    y = layers.Conv2D(4, 3, activation="relu", dtype=policy)(inputs)
+    y = layers.Dense(3, dtype=policy)(layers.Flatten(dtype=policy)(y))
+    model = keras.Model(inputs, layers.Activation("softmax", dtype="float32")(y))
+    result = tfc.export_tflite(model, tmp_path / "m.tflite")
+    found = TFLiteRunner(result.path).predict([x])[0]
+    # bfloat16 has 8 significant bits.
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=0.02)
+
+
+def test_a_fixed_batch_size_is_filled_up(trained, tmp_path):
+    model, _ = trained
+    x, y = image_data(10, seed=1)
+    result = tfc.export_tflite(model, tmp_path / "m.tflite", batch_size=4)
+    found = TFLiteRunner(result.path).predict([x])[0]
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-5)
+    assert tfc.measure(result.path, (x, y)).accuracy is not None
+
+
 def test_an_open_batch_size(trained, tmp_path):
     _, qat = trained
     result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8", batch_size=None)
@@ -160,6 +182,16 @@ def test_a_plain_model_without_calibration_data(trained, old_file):
 def test_calibration_data_for_a_model_that_has_ranges(trained, old_file):
     with pytest.raises(ValueError, match="has ranges of its own"):
         tfc.export_tflite(trained[1], old_file, kind="int8", calibration_data=1)
+
+
+def test_calibration_data_for_a_float_file(trained, old_file):
+    with pytest.raises(ValueError, match="pass kind='int8'"):
+        tfc.export_tflite(trained[0], old_file, calibration_data=image_data(4)[0])
+
+
+def test_calibration_data_of_the_wrong_type(trained, old_file):
+    with pytest.raises(TypeError, match="must be arrays, a tf.data.Dataset"):
+        tfc.export_tflite(trained[0], old_file, kind="int8", calibration_data=3)
 
 
 def test_calibration_data_of_the_wrong_shape(trained, old_file):

@@ -17,7 +17,8 @@ def test_the_demo_writes_checked_files_and_a_report(tmp_path):
     said = "\n".join(lines)
     assert [m.name for m in found] == list(demo.NAMES)
     assert "integers only: yes" in said
-    assert "10" in said and "operations map" in said
+    # ds_cnn has 12 operations; a reason follows wherever one is not certain to map.
+    assert "Edge TPU: 12 of 12 operations map." in said
     assert "Edge TPU compiler: not installed" in said or "mapped." in said
     ours, base = found[3], found[1]
     # Sizes hardly depend on how long it trained.

@@ -39,7 +39,7 @@ def by_hand(student, teacher, x, y, *, temperature, alpha, weight=None):
     return np.mean(weight * (alpha * hard + (1 - alpha) * divergence))
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [None, "one axis", "two axes"])
 def test_the_loss_is_the_one_of_the_paper(weighted):
     x, y = vectors()
     student, teacher = dense(), dense(16)
@@ -49,6 +49,8 @@ def test_the_loss_is_the_one_of_the_paper(weighted):
         optimizer=keras.optimizers.SGD(0.0),
     )
     expected = by_hand(student, teacher, x, y, temperature=3, alpha=0.3, weight=weight)
+    if weighted == "two axes":
+        weight = weight[:, None]
     history = distiller.fit(
         x, y, sample_weight=weight, batch_size=len(x), verbose=0, shuffle=False
     )
@@ -148,7 +150,21 @@ def test_the_student_comes_out_plain():
     assert tfc.strip(distiller) is student
 
 
+def test_alpha_zero_needs_no_loss():
+    x, y = vectors()
+    distiller = tfc.distill(dense(), dense(16), alpha=0)
+    distiller.compile("adam")
+    assert distiller.fit(x, y, verbose=0).history["loss"][0] > 0
+
+
 # Bad input.
+
+
+def test_one_output_value_has_no_soft_labels():
+    inputs = keras.Input((6,))
+    models = [keras.Model(inputs, layers.Dense(1)(inputs)) for _ in range(2)]
+    with pytest.raises(ValueError, match="needs? two classes or more"):
+        tfc.distill(*models)
 
 
 def test_outputs_of_different_shape():

@@ -64,17 +64,13 @@ def test_one_quantizer_serves_what_has_one_scale():
     }
 
 
-def test_a_prescribed_range_in_a_join_is_rounded_to_the_range_of_the_join():
-    x, _ = image_data(32)
+def test_a_prescribed_range_cannot_be_joined_with_another():
     inputs = keras.Input((8, 8, 3), name="image")
     gate = layers.Conv2D(4, 1, activation="sigmoid", name="gate")(inputs)
     value = layers.Conv2D(4, 1, name="value")(inputs)
-    outputs = layers.Concatenate(name="join")([gate, value])
-    qat = tfc.quantize_aware(keras.Model(inputs, outputs), calibration_data=10 * x)
-    found = quantizers(qat)
-    assert found["gate_sigmoid_quant"].range() == (0.0, 255 / 256)
-    low, high = found["join_quant"].range()
-    assert low < -1 and high > 1
+    outputs = layers.Concatenate(name="join")([layers.Reshape((8, 8, 4))(gate), value])
+    with pytest.raises(ValueError, match="TFLite prescribes its scale, which 'join'"):
+        tfc.quantize_aware(keras.Model(inputs, outputs))
 
 
 def test_nothing_is_quantized_between_kernel_normalization_and_relu():
@@ -164,7 +160,7 @@ def test_sequential_nested_shared_and_many_inputs():
     encoder = keras.Sequential(
         [
             keras.Input((8, 8, 3)),
-            layers.Conv2D(4, 3),
+            layers.Conv2D(4, 3, name="conv"),
             layers.BatchNormalization(),
             layers.ReLU(),
         ],
@@ -184,7 +180,7 @@ def test_sequential_nested_shared_and_many_inputs():
     data = {"a": x, "b": x[::-1]}
     qat = tfc.quantize_aware(model, calibration_data=data)
     wrapped = [v.name for v in qat.layers if isinstance(v, TransformWeights)]
-    assert wrapped[0] == "encoder_conv2d" and len(wrapped) == 3
+    assert wrapped[0] == "encoder_conv" and len(wrapped) == 3
     found, expected = qat.predict(data, verbose=0), model.predict(data, verbose=0)
     for key in ("p", "q"):
         np.testing.assert_allclose(found[key], expected[key], atol=0.05)
@@ -206,7 +202,49 @@ def test_every_activation_of_the_relu_family():
     )
 
 
+def test_an_activation_given_as_a_layer():
+    x, _ = image_data(16)
+    inputs = keras.Input((8, 8, 3))
+    outputs = layers.Conv2D(4, 3, activation=layers.LeakyReLU())(inputs)
+    model = keras.Model(inputs, outputs)
+    qat = tfc.quantize_aware(model, calibration_data=x)
+    np.testing.assert_allclose(
+        qat.predict(x, verbose=0), model.predict(x, verbose=0), atol=0.1
+    )
+
+
+def test_a_batch_that_overflows_does_not_ruin_the_ranges():
+    x, _ = image_data(64)
+    qat = tfc.quantize_aware(conv_net(), calibration_data=x)
+    before = quantizers(qat)["image_quant"].range()
+    for bad in (np.inf, -np.inf, np.nan):
+        qat(np.full_like(x, bad), training=True)
+    assert quantizers(qat)["image_quant"].range() == before
+    assert np.isfinite([q.range() for q in quantizers(qat).values()]).all()
+
+
 # Bad input.
+
+
+def test_a_distiller_is_refused_with_advice():
+    with pytest.raises(ValueError, match="Quantize its student"):
+        tfc.quantize_aware(tfc.distill(conv_net(), conv_net()))
+
+
+@pytest.mark.parametrize(
+    "relu",
+    [
+        layers.ReLU(threshold=0.5),
+        layers.ReLU(max_value=4, negative_slope=0.1),
+        layers.ReLU(max_value=4),
+    ],
+    ids=["threshold", "slope and bound", "bound"],
+)
+def test_relus_that_tflite_has_not_are_refused(relu):
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, relu(layers.Conv2D(4, 3)(inputs)))
+    with pytest.raises(ValueError, match="_relu'"):
+        tfc.quantize_aware(model)
 
 
 def test_unsupported_layers_are_all_named_with_what_is_supported():
@@ -216,7 +254,13 @@ def test_unsupported_layers_are_all_named_with_what_is_supported():
     model = keras.Model(inputs, layers.Activation("selu", name="odd")(x))
     with pytest.raises(ValueError) as error:
         tfc.quantize_aware(model)
-    for text in ("'first_bn'", "'separable'", "'odd'", "does not follow", "Conv2D"):
+    for text in (
+        "'first_bn'",
+        "'separable'",
+        "'odd'",
+        "must directly follow",
+        "Conv2D",
+    ):
         assert text in str(error.value)
 
 

@@ -9,16 +9,17 @@ Example:
 import contextlib
 
 import keras
-import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from tfcompress import schedules, selection
+from tfcompress.callbacks.masked_weight import MaskedWeight, release
 from tfcompress.checks import check_model
 from tfcompress.graph import kernels
 from tfcompress.numerics import masks
 
 _UPDATES_PER_RAMP = 64
+# Fraction of exact zeros from which a kernel counts as pruned already.
+_MASK_FROM = 0.1
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -28,15 +29,23 @@ class Pruning(keras.callbacks.Callback):
     After each optimizer step the weights are projected on their mask through
     `variable.constraint`, which works for every model and every Keras optimizer. Masks
     are recomputed between batches as the schedule rises; a weight once zero stays zero.
-    Nothing stays on the model: after `fit` it is the plain model, with zeros. Since the
-    zeros are in the weights, a later `Pruning` finds its masks there again.
+    Nothing stays on the model: after `fit` it is the plain model, with zeros. (A `fit`
+    that raises cannot tidy up: masks stay in force until the next `fit` with a
+    `Pruning`.) Since the zeros are in the weights, a later `Pruning` finds its masks
+    there again: kernels with 10 % zeros or more count as pruned.
+
+    Where training is in the schedule follows from the epoch: a run that is resumed, or
+    starts at `initial_epoch`, goes on at that point. A callback that replaces weights,
+    such as `EarlyStopping(restore_best_weights=True)`, belongs before this one in the
+    list, so that the mask has the last word.
 
     The fraction of zeros is in the logs as `sparsity`. A constraint that you set on a
     weight is applied before the mask and is back in place after `fit`.
 
     Args:
         sparsity: Fraction of zeros wanted in each kernel, in [0, 1), rounded to whole
-            weights. `None` keeps the zeros there are, for plain fine-tuning.
+            weights; one weight is always kept. `None` keeps every zero there is, for
+            plain fine-tuning.
         schedule: A `tfc.schedules` schedule from step (batches since the start of
             `fit`) to sparsity, instead of `sparsity`. By default it rises from 0 over
             the first half of the training that `fit` was asked for, as
@@ -75,6 +84,7 @@ class Pruning(keras.callbacks.Callback):
         self.exclude = exclude
         self.rules = list(rules)
         self._pruned = []
+        self._start_over()
 
     def get_config(self):
         """Returns the constructor's arguments, serialised."""
@@ -105,13 +115,9 @@ class Pruning(keras.callbacks.Callback):
     # Keras calls these.
 
     def on_train_begin(self, logs=None):
-        self._pruned = []
+        self._start_over()
         self._steps_per_epoch = self.params.get("steps")
-        self._step = 0
-        self._last_update = None
-        self._curve = self.schedule
         check_model(self.model)
-        self._check_length()
         self._attach()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -120,8 +126,9 @@ class Pruning(keras.callbacks.Callback):
         # restored since `on_train_begin`, so their zeros are read here.
         self._epoch_start = epoch * (self._steps_per_epoch or 0)
         if self._last_update is None:
+            self._check_length(epoch)
             for pruned in self._pruned:
-                pruned.find_mask()
+                pruned.find_mask(at_least=0 if self._only_keeps else _MASK_FROM)
             self._advance(self._epoch_start)
 
     def on_train_batch_end(self, batch, logs=None):
@@ -152,7 +159,21 @@ class Pruning(keras.callbacks.Callback):
 
     # How it works.
 
+    def _start_over(self):
+        self._steps_per_epoch = None
+        self._epoch_start = self._step = self._batches = 0
+        self._last_update = None
+        self._curve = self.schedule
+        self._reached = 0.0
+
+    @property
+    def _only_keeps(self):
+        return self.sparsity is None and self.schedule is None
+
     def _attach(self):
+        for variable in self.model.trainable_variables:
+            release(variable)
+        self._pruned = []
         for pruned in _choose(self):
             pruned.attach()
             self._pruned.append(pruned)
@@ -176,7 +197,7 @@ class Pruning(keras.callbacks.Callback):
     def _advance(self, step):
         """Brings the masks to where the schedule is at `step`, if they are due."""
         self._step = step
-        if self.sparsity is None and self.schedule is None:
+        if self._only_keeps:
             self._last_update = step
             self._measure()
             return
@@ -192,15 +213,16 @@ class Pruning(keras.callbacks.Callback):
         self._measure()
 
     def _due(self, curve, step):
-        if self._last_update >= curve.end:
+        if self._last_update >= curve.end or step < curve.begin:
             return False
         rise = curve.end - curve.begin
         interval = self.frequency or max(1, rise // _UPDATES_PER_RAMP)
         return step >= curve.end or step - self._last_update >= interval
 
-    def _check_length(self):
-        known = self._steps_per_epoch is not None or self.params["epochs"] > 1
+    def _check_length(self, epoch):
+        known = self._steps_per_epoch is not None or self.params["epochs"] - epoch > 1
         if not known and self.schedule is None and self.sparsity is not None:
+            self._detach()
             raise ValueError(
                 "Pruning cannot tell how long this `fit` will be: it has one epoch of "
                 "a data set of unknown length. Pass `steps_per_epoch` to `fit`, or "
@@ -213,67 +235,6 @@ class Pruning(keras.callbacks.Callback):
             return None
         total = self.params["epochs"] * self._steps_per_epoch
         return schedules.Polynomial(0.0, self.sparsity, end=max(total // 2, 1))
-
-
-class _Pruned:
-    """A kernel with its mask, while a `fit` lasts."""
-
-    def __init__(self, variable, final, scope):
-        self.variable = variable
-        self.final = final
-        with scope:
-            self.mask = tf.Variable(
-                tf.ones(variable.shape, tf.bool), trainable=False, name="mask"
-            )
-        self.size = int(np.prod(variable.shape))
-        self.zeros = 0
-
-    def attach(self):
-        self._constraint = self.variable.constraint
-        if isinstance(self._constraint, _Project):
-            # Left behind by a `fit` that ended in an exception.
-            self._constraint = self._constraint.inner
-        self.variable.constraint = _Project(self._constraint, self.mask)
-
-    def detach(self):
-        self.variable.constraint = self._constraint
-
-    def find_mask(self):
-        """Takes the zeros in the weights for the mask that an earlier pruning left."""
-        found = masks.kept_zeros(self.variable.numpy())
-        if found is not None:
-            self._set(found)
-
-    def raise_sparsity(self, share, scheduled):
-        """Prunes to the share of its own final sparsity that the schedule is at."""
-        sparsity = scheduled if self.final is None else share * self.final
-        weight = self.variable.numpy()
-        kept = np.asarray(self.mask)
-        if round(sparsity * self.size) > self.zeros:
-            # The mask goes first: what it dropped must not come back even if an
-            # average over time has made it non-zero meanwhile.
-            self._set(masks.magnitude_mask(np.where(kept, weight, 0), sparsity))
-        self.apply_mask()
-
-    def apply_mask(self):
-        weight = self.variable.numpy()
-        self.variable.assign(np.where(np.asarray(self.mask), weight, 0))
-
-    def _set(self, mask):
-        self.mask.assign(mask)
-        self.zeros = self.size - int(np.count_nonzero(mask))
-
-
-class _Project(keras.constraints.Constraint):
-    """The user's constraint, if any, and then the mask."""
-
-    def __init__(self, inner, mask):
-        self.inner = inner
-        self.mask = mask
-
-    def __call__(self, w):
-        w = keras.ops.convert_to_tensor(w if self.inner is None else self.inner(w))
-        return tf.where(self.mask, w, tf.zeros_like(w))
 
 
 def _choose(callback):
@@ -294,14 +255,11 @@ def _choose(callback):
             f"are: {list(found)}"
         )
     strategy = getattr(model, "distribute_strategy", None)
-    return [
-        _Pruned(
-            found[path],
-            settings.get("sparsity"),
-            strategy.scope() if strategy else contextlib.nullcontext(),
-        )
-        for path, settings in chosen.items()
-    ]
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        return [
+            MaskedWeight(found[path], settings.get("sparsity"))
+            for path, settings in chosen.items()
+        ]
 
 
 def _check_arguments(sparsity, schedule, frequency, rules):
@@ -311,7 +269,12 @@ def _check_arguments(sparsity, schedule, frequency, rules):
             f"Received: schedule={schedule!r} (of type {type(schedule).__name__})"
         )
     if schedule is not None:
-        masks.check_sparsity(schedule.final)
+        initial = masks.check_sparsity(getattr(schedule, "initial", 0.0))
+        if masks.check_sparsity(schedule.final) < initial:
+            raise ValueError(
+                "Sparsity cannot fall: a weight once zero stays zero. "
+                f"Received: schedule={schedule!r}"
+            )
     if frequency is not None and frequency < 1:
         raise ValueError(
             f"`frequency` must be a number of steps from 1 on. Received: {frequency}"
@@ -320,5 +283,5 @@ def _check_arguments(sparsity, schedule, frequency, rules):
         if set(rule.settings) != {"sparsity"}:
             raise ValueError(f"A rule for pruning sets `sparsity`. Received: {rule!r}")
         masks.check_sparsity(rule.settings["sparsity"])
-    if sparsity is None and rules:
+    if sparsity is None and schedule is None and rules:
         raise ValueError("`rules` need a `sparsity`; with None zeros are only kept.")

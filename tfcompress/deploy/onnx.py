@@ -20,7 +20,8 @@ import tensorflow as tf
 from tfcompress.checks import check_model
 from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
 from tfcompress.deploy.quiet import quiet
-from tfcompress.graph import flat_call, symbolic_inputs
+from tfcompress.graph import Graph, flat_call, functional, symbolic_inputs
+from tfcompress.layers import ConstantFakeQuant
 from tfcompress.passes.distill import Distiller
 from tfcompress.passes.export_graph import export_graph, is_quantization_aware
 from tfcompress.passes.strip import strip
@@ -95,8 +96,14 @@ def export_onnx(model, path, *, opset=17):
     converted = _convert(plain, opset)
     integer_weights = _store_integer_weights(converted) if quantized else 0
     with written_atomically(path) as temporary:
-        _check_and_save(converted, temporary)
-        difference = _difference(temporary, plain)
+        try:
+            _check_and_save(converted, temporary)
+            difference = _difference(temporary, plain)
+        except Exception as err:
+            raise ValueError(
+                f"Model {model.name!r} has an operation that ONNX Runtime cannot run: "
+                f"{err}"
+            ) from err
         tolerance = _INTEGER_TOLERANCE if quantized else _FLOAT_TOLERANCE
         if not difference <= tolerance:
             raise ValueError(
@@ -127,7 +134,7 @@ def _convert(model, opset):
         for t in symbolic_inputs(model)
     ]
 
-    infer = tf.function(flat_call(model), input_signature=signature)
+    infer = tf.function(flat_call(model), input_signature=signature, autograph=False)
     with quiet() as caught:
         try:
             converted, _ = tf2onnx.convert.from_function(
@@ -224,12 +231,7 @@ def _difference(path, model):
         os.fspath(path), options, providers=["CPUExecutionProvider"]
     )
     rng = np.random.default_rng(0)
-    inputs = [
-        rng.standard_normal((_CHECKED_EXAMPLES, *(d or 8 for d in t.shape[1:]))).astype(
-            t.dtype
-        )
-        for t in model.inputs
-    ]
+    inputs = [_random(t, model, rng) for t in symbolic_inputs(model)]
     feeds = {i.name: a for i, a in zip(session.get_inputs(), inputs, strict=True)}
     expected = keras.tree.flatten(flat_call(model)(*inputs))
     found = session.run(None, feeds)
@@ -238,3 +240,14 @@ def _difference(path, model):
         for f, e in zip(found, expected, strict=True)
     ]
     return float(max(largest))
+
+
+def _random(tensor, model, rng):
+    """Random examples for an input, over the range it is quantized to if it is."""
+    shape = (_CHECKED_EXAMPLES, *(size or 8 for size in tensor.shape[1:]))
+    readers = Graph(model).consumers(tensor) if functional(model) is not None else []
+    for call in readers:
+        if isinstance(call.operation, ConstantFakeQuant):
+            low, high = call.operation.low, call.operation.high
+            return rng.uniform(low, high, shape).astype(tensor.dtype)
+    return rng.standard_normal(shape).astype(tensor.dtype)

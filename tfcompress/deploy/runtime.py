@@ -65,7 +65,7 @@ class TFLiteRunner:
         )
 
     def predict(self, inputs):
-        """Runs examples one after the other.
+        """Runs examples in the batch size of the file.
 
         Args:
             inputs: List of float arrays, one for each input in order, with one row an
@@ -74,20 +74,22 @@ class TFLiteRunner:
         Returns:
             List of float32 arrays, one for each output, with one row an example.
         """
-        rows = [
-            self._run([a[i : i + 1] for a in inputs]) for i in range(len(inputs[0]))
-        ]
-        return [np.concatenate(column) for column in zip(*rows, strict=True)]
+        return self._run_all(inputs, dequantize=True)
 
     def integers(self, inputs):
         """As `predict`, with the outputs as the file stores them."""
-        rows = [
-            self._run([a[i : i + 1] for a in inputs], dequantize=False)
-            for i in range(len(inputs[0]))
-        ]
-        return [np.concatenate(column) for column in zip(*rows, strict=True)]
+        return self._run_all(inputs, dequantize=False)
 
-    def _run(self, example, *, dequantize=True):
+    def _run_all(self, inputs, dequantize):
+        """Runs as many examples at a time as the file takes, the last ones filled up."""
+        count, size = len(inputs[0]), int(self.inputs[0]["shape"][0])
+        parts = []
+        for start in range(0, count, size):
+            rows = np.minimum(np.arange(start, start + size), count - 1)
+            parts.append(self._run([a[rows] for a in inputs], dequantize))
+        return [np.concatenate(c)[:count] for c in zip(*parts, strict=True)]
+
+    def _run(self, example, dequantize):
         for details, value in zip(self.inputs, example, strict=True):
             self._interpreter.set_tensor(details["index"], quantize(value, details))
         self._interpreter.invoke()

@@ -20,7 +20,14 @@ from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomical
 from tfcompress.deploy.quiet import quiet
 from tfcompress.deploy.scales import round_bias_scales
 from tfcompress.deploy.tflite_file import read_tflite
-from tfcompress.graph import flat_call, symbolic_inputs
+from tfcompress.graph import (
+    Graph,
+    find_layers,
+    flat_call,
+    flatten,
+    rewrite,
+    symbolic_inputs,
+)
 from tfcompress.passes.distill import Distiller
 from tfcompress.passes.export_graph import export_graph, is_quantization_aware
 from tfcompress.passes.strip import strip
@@ -107,7 +114,12 @@ def export_tflite(
         model = model.student
     symbolic_inputs(model)
     if kind == "float32":
-        content = _convert(strip(model), batch_size, lambda converter: None)
+        if calibration_data is not None:
+            raise ValueError(
+                "A float32 file needs no `calibration_data`. For a file of integers "
+                "pass kind='int8'."
+            )
+        content = _convert(_plain(model), batch_size, lambda converter: None)
     elif is_quantization_aware(model):
         if calibration_data is not None:
             raise ValueError(
@@ -120,7 +132,7 @@ def export_tflite(
         )
     else:
         content = _convert(
-            strip(model),
+            _plain(model),
             batch_size,
             _integers(io, _representative(model, calibration_data)),
         )
@@ -139,6 +151,19 @@ def _check_options(kind, io):
         raise ValueError(f"`kind` must be one of {KINDS}. Received: kind={kind!r}")
     if io not in _IO_TYPES:
         raise ValueError(f"`io` must be one of {tuple(_IO_TYPES)}. Received: io={io!r}")
+
+
+def _plain(model):
+    """The model without our layers, in float32 (mixed precision does not convert)."""
+    model = strip(model)
+    dtypes = {layer.compute_dtype for layer in find_layers(model, keras.layers.Layer)}
+    if not dtypes & {"float16", "bfloat16"}:
+        return model
+    return rewrite(
+        Graph(flatten(model)),
+        lambda call, clone, args, kwargs: clone(call.operation)(*args, **kwargs),
+        dtype="float32",
+    )
 
 
 def _integers(io, representative=None):
@@ -202,7 +227,9 @@ def _save(model, batch_size, folder):
 
 def _reason(err, caught):
     lines = [line.strip() for line in f"{caught}\n{err}".splitlines()]
-    telling = [line for line in lines if "error:" in line.lower()]
+    telling = [
+        line for line in lines if "error:" in line.lower() and not line.endswith(":")
+    ]
     return (telling or [line for line in lines if line] or [type(err).__name__])[-1]
 
 

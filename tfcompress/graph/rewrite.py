@@ -114,14 +114,21 @@ def copy_weights(source, target):
     """Copies all variables of a layer and of the layers within it."""
     if not isinstance(source, keras.layers.Layer):
         return
-    pairs = zip(source._flatten_layers(), target._flatten_layers(), strict=True)
-    for old, new in pairs:
-        # Through the saving protocol, so that layers with state beyond their weights
-        # (Normalization) restore that too.
+    # Through the saving protocol, so that layers with state beyond their weights
+    # (Normalization) restore that too.
+    stores = [store for _, store in _stateful(source)]
+    layers = [layer for layer, _ in _stateful(target)]
+    for layer, store in zip(layers, stores, strict=True):
+        layer.load_own_variables(store)
+
+
+def _stateful(layer):
+    """Pairs of each layer within that has variables of its own, and these."""
+    for sub in layer._flatten_layers():
         store = {}
-        old.save_own_variables(store)
+        sub.save_own_variables(store)
         if store:
-            new.load_own_variables(store)
+            yield sub, store
 
 
 def _new_input(tensor, batch_size):

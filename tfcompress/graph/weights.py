@@ -57,6 +57,8 @@ def _is_kernel(variable, layer):
         len(variable.shape) >= 2
         and keras.backend.is_float_dtype(variable.dtype)
         and not isinstance(layer, _LEFT_ALONE)
+        # Attention and recurrent layers have biases of rank 2.
+        and not variable.name.endswith("bias")
     )
 
 

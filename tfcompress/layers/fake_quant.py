@@ -94,7 +94,10 @@ class FakeQuant(keras.layers.Layer):
         x = tf.stop_gradient(inputs)
         low = tf.cast(tf.minimum(tf.reduce_min(x), 0), tf.float32)
         high = tf.cast(tf.maximum(tf.reduce_max(x), 0), tf.float32)
-        here = tf.one_hot(site, self.sites)
+        # A batch that overflowed (half precision) says nothing of the range.
+        finite = tf.cast(tf.math.is_finite(low) & tf.math.is_finite(high), tf.float32)
+        low, high = (tf.where(finite > 0, v, 0.0) for v in (low, high))
+        here = finite * tf.one_hot(site, self.sites)
         seen = self.batches_seen.value
         share = here * tf.maximum(1.0 / (seen + 1.0), 1.0 - self.momentum)
         self.low.assign(self.low.value + share * (low - self.low.value))
@@ -102,7 +105,7 @@ class FakeQuant(keras.layers.Layer):
         self.batches_seen.assign(seen + here)
 
     def set_range(self, site, low, high):
-        """Sets the range of a site from calibration; it counts as one batch's worth.
+        """Sets the range of a site from calibration; it counts as many batches.
 
         Args:
             site: The site.

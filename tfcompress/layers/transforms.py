@@ -11,6 +11,7 @@ Example:
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfcompress.numerics import affine, masks
@@ -58,7 +59,7 @@ class KeepZeros(Transform):
 
     def initial_state(self, weight):
         mask = masks.kept_zeros(weight)
-        return {"mask": weight == weight if mask is None else mask}
+        return {"mask": np.ones(weight.shape, bool) if mask is None else mask}
 
     def __call__(self, weight, state):
         return tf.where(state["mask"], weight, tf.zeros_like(weight))

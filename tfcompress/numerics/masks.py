@@ -36,7 +36,8 @@ def magnitude_mask(weight, sparsity):
 
     Args:
         weight: Float array of any shape.
-        sparsity: Fraction dropped, in [0, 1), rounded to whole weights.
+        sparsity: Fraction dropped, in [0, 1), rounded to whole weights; one weight is
+            always kept.
 
     Returns:
         Mask of `weight`'s shape, bool, True = keep. Ties keep the lower index.
@@ -49,8 +50,9 @@ def magnitude_mask(weight, sparsity):
     """
     sparsity = check_sparsity(sparsity)
     magnitude = np.abs(np.asarray(weight)).ravel()
-    dropped = round(sparsity * magnitude.size)
-    if dropped == 0:
+    # One weight stays in the smallest kernel: all zeros would be no mask but no layer.
+    dropped = min(round(sparsity * magnitude.size), magnitude.size - 1)
+    if dropped <= 0:
         return np.ones(np.shape(weight), bool)
     threshold = np.partition(magnitude, dropped - 1)[dropped - 1]
     keep = magnitude > threshold

@@ -33,8 +33,8 @@ def distill(
     The loss of a training step is `alpha * hard + (1 - alpha) * soft` plus the
     student's regularizers: `hard` is the loss given to `compile`, `soft` is `T**2`
     times the Kullback-Leibler divergence from the teacher's class probabilities at
-    temperature T. The student runs once a step. Evaluation and prediction are the
-    student's alone.
+    temperature T. The student runs once a step. The loss of `evaluate` is the
+    student's own, with `distillation_loss` beside it; `predict` is the student's.
 
     Args:
         student: Built `keras.Model` with one output `(batch, ..., classes)`, a model
@@ -131,9 +131,6 @@ class Distiller(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        hard = super().compute_loss(x, y, y_pred, sample_weight, training)
-        if not training:
-            return hard
         teacher = _logits(self.teacher(x, training=False), self.teacher_outputs)
         student = _logits(y_pred, self.student_outputs)
         per_example = soft_labels(
@@ -144,6 +141,11 @@ class Distiller(keras.Model):
         soft = _mean(per_example, sample_weight)
         self.distillation_loss.update_state(soft)
         regularizers = sum(self.losses) if self.losses else 0.0
+        if training and self.alpha == 0:
+            return soft + regularizers  # Needs neither labels nor a loss.
+        hard = super().compute_loss(x, y, y_pred, sample_weight, training)
+        if not training:
+            return hard
         # `hard` holds the regularizers already: alpha weighs the label's loss only.
         return (
             self.alpha * (hard - regularizers) + regularizers + (1 - self.alpha) * soft
@@ -174,8 +176,10 @@ def _mean(per_example, sample_weight):
     if sample_weight is None:
         return ops.mean(per_example)
     weight = ops.cast(sample_weight, per_example.dtype)
-    extra = len(per_example.shape) - len(weight.shape)
-    weight = ops.reshape(weight, ops.shape(weight) + (1,) * max(extra, 0))
+    while len(weight.shape) > len(per_example.shape) and weight.shape[-1] == 1:
+        weight = ops.squeeze(weight, axis=-1)
+    while len(weight.shape) < len(per_example.shape):
+        weight = ops.expand_dims(weight, axis=-1)
     # As Keras does: weighted sum over the number of values, not the sum of weights.
     return ops.mean(per_example * weight)
 
@@ -197,6 +201,12 @@ def _check_shapes(student, teacher):
                 f"`{name}` must have one output. Received: {len(model.outputs)} outputs"
             )
         known[name] = tuple(model.outputs[0].shape)
+        if known[name][-1] == 1:
+            raise ValueError(
+                f"`{name}` has one output value, and soft labels need two classes or "
+                "more. Give it two outputs and a softmax. Received: output shape "
+                f"{known[name]}"
+            )
     if len(set(known.values())) > 1:
         raise ValueError(
             "Student and teacher must have outputs of one shape. Received: student "

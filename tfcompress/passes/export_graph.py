@@ -74,11 +74,15 @@ class _Export:
             self.layers[key] = (
                 effective_layer(call.operation, dtype="float32")
                 if normalization is None
-                else fold(
-                    call.operation, normalization, name=f"folded_{len(self.layers)}"
-                )
+                else fold(call.operation, normalization, name=self._name(call))
             )
         return self.layers[key]
+
+    def _name(self, call):
+        """The kernel's own name; numbered where it folds more than once."""
+        name = call.operation.layer.name
+        earlier = sum(operation == id(call.operation) for operation, _ in self.layers)
+        return name if not earlier else f"{name}_folded_{earlier + 1}"
 
     def _normalization(self, call):
         following = self.graph.only_consumer(call.outputs[0])

@@ -24,7 +24,9 @@ from tfcompress.graph import (
 from tfcompress.layers import FakeQuant, FakeQuantizeWeight, KeepZeros, TransformWeights
 from tfcompress.numerics import masks
 from tfcompress.passes import quantize_rules as rules
+from tfcompress.passes.distill import Distiller
 from tfcompress.passes.ranges import RangeGroups, ends_linear, fused
+from tfcompress.progress import tracked
 
 CONFIGS = ("int8",)
 
@@ -62,6 +64,11 @@ def quantize_aware(model, config="int8", *, calibration_data=None, preserve=("ze
     """
     check_model(model)
     _check_options(config, preserve)
+    if isinstance(model, Distiller):
+        raise ValueError(
+            f"Model {model.name!r} is a distiller. Quantize its student, then distill "
+            "that: tfc.distill(tfc.quantize_aware(distiller.student), teacher)."
+        )
     if find_layers(model, FakeQuant):
         raise ValueError(
             f"Model {model.name!r} is quantization-aware already. Train it further as "
@@ -93,13 +100,14 @@ def calibrate(model, data):
     ]
     probe = keras.Model(model.inputs, [call.input_tensors[0] for call in calls])
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def extremes(inputs):
         values = keras.tree.flatten(probe(inputs, training=False))
         return [(tf.reduce_min(v), tf.reduce_max(v)) for v in values]
 
     lows, highs = [], []
-    for inputs, _ in batches(model, data, argument="calibration_data"):
+    checked = batches(model, data, argument="calibration_data")
+    for inputs, _ in tracked(checked, "Calibrating"):
         found = extremes(inputs)
         lows.append([low.numpy() for low, _ in found])
         highs.append([high.numpy() for _, high in found])
@@ -137,19 +145,14 @@ class _Quantizer:
         return result
 
     def _round_inputs(self, call, args, kwargs):
-        """Rounds model inputs where they are first read, and odd inputs of joins."""
+        """Rounds model inputs where they are read, each once."""
         for old in call.input_tensors:
-            new = _argument(call, old, args, kwargs)
             if any(old is t for t in self.graph.inputs):
+                new = _argument(call, old, args, kwargs)
                 if id(old) not in self.rounded_inputs:
                     rounded = self._quantize(old, new, self.groups.sites[id(old)])
                     self.rounded_inputs[id(old)] = rounded
                 args, kwargs = _swap((args, kwargs), new, self.rounded_inputs[id(old)])
-                new = self.rounded_inputs[id(old)]
-            site = self.groups.sites.get((id(call), id(old)))
-            if site is not None:
-                rounded = self._quantize(call.outputs[0], new, site)
-                args, kwargs = _swap((args, kwargs), new, rounded)
         return args, kwargs
 
     def _quantize(self, tensor, value, site):
@@ -205,17 +208,22 @@ def _split_activations(model):
         if not _splits(operation):
             return clone(operation)(*args, **kwargs)
         if id(operation) not in parts:
-            name = activation_name(operation)
             parts[id(operation)] = (
                 built_copy(operation, activation="linear"),
-                keras.layers.Activation(
-                    operation.activation, name=f"{operation.name}_{name}"
-                ),
+                _activation_layer(operation),
             )
         linear, activation = parts[id(operation)]
         return activation(linear(*args, **kwargs))
 
     return rewrite(graph, visit)
+
+
+def _activation_layer(operation):
+    function = operation.activation
+    if isinstance(function, keras.layers.Layer):
+        return type(function).from_config(function.get_config())
+    name = f"{operation.name}_{activation_name(operation)}"
+    return keras.layers.Activation(function, name=name)
 
 
 def _splits(operation):
@@ -242,9 +250,17 @@ def _check_supported(graph):
         operation = call.operation
         if isinstance(operation, keras.layers.BatchNormalization):
             if not _folds(graph, call):
-                wrong.append(f"{_describe(operation)}: does not follow a linear kernel")
+                wrong.append(
+                    f"{_describe(operation)}: must directly follow a convolution or "
+                    "Dense without activation, which nothing else reads"
+                )
         elif not rules.supported(operation):
             wrong.append(_describe(operation))
+    wrong += [
+        f"{_describe(graph.producer(tensor).operation)}: TFLite prescribes its scale, "
+        f"which {join.operation.name!r} would have to share; concatenate before it"
+        for join, tensor in RangeGroups(graph).conflicts
+    ]
     wrong += [
         f"input {t.name!r} of type {t.dtype}"
         for t in graph.inputs

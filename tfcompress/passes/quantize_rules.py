@@ -88,9 +88,11 @@ def activation(operation):
 
 
 def _relu_name(relu):
-    if relu.negative_slope == 0 and relu.threshold == 0:
+    if relu.threshold != 0:
+        return "thresholded_relu"
+    if relu.negative_slope == 0:
         return {None: "relu", 6.0: "relu6"}.get(relu.max_value, "bounded_relu")
-    return "leaky_relu"
+    return "leaky_relu" if relu.max_value is None else "bounded_leaky_relu"
 
 
 def is_addition(operation):

@@ -3,7 +3,7 @@
 Example:
     ```python
     groups = RangeGroups(Graph(model))
-    groups.site(tensor)   # (group, number within the group), or None
+    groups.group(tensor), groups.sites[id(tensor)]   # which quantizer, which site
     ```
 """
 
@@ -17,6 +17,12 @@ class RangeGroups:
 
     Args:
         graph: `Graph` of a model in which activations other than ReLU are layers.
+
+    Attributes:
+        sites: Dict from the id of a tensor that is observed to its number within its
+            group.
+        conflicts: Pairs of a join and an input of it that cannot share its scale,
+            because TFLite prescribes another.
     """
 
     def __init__(self, graph):
@@ -26,6 +32,7 @@ class RangeGroups:
         self._names = {}
         self._calls = {}
         self.sites = {}
+        self.conflicts = []
         for tensor in graph.inputs:
             self._add(tensor, tensor.name)
         for call in graph.calls:
@@ -45,10 +52,10 @@ class RangeGroups:
             self._unite(call.input_tensors[0], output)
         elif isinstance(operation, rules.JOINS):
             for tensor in call.input_tensors:
-                # A prescribed range is no matter of averaging: such an input is
-                # rounded again on its way in.
                 if self.fixed_range(tensor) is None:
                     self._unite(output, tensor)
+                else:
+                    self.conflicts.append((call, tensor))
         else:
             fixed = rules.ACTIVATIONS.get(rules.activation(operation))
             if fixed is not None:
@@ -80,18 +87,7 @@ class RangeGroups:
             group = self.group(tensor)
             self.sites[id(tensor)] = counts.get(group, 0)
             counts[group] = counts.get(group, 0) + 1
-        for call in self.graph.calls:
-            if isinstance(call.operation, rules.JOINS):
-                group = self.group(call.outputs[0])
-                for tensor in self.rounded_again(call):
-                    self.sites[id(call), id(tensor)] = counts.get(group, 0)
-                    counts[group] = counts.get(group, 0) + 1
         self._counts = counts
-
-    def rounded_again(self, call):
-        """The inputs of a join that come from a group of another range."""
-        group = self.group(call.outputs[0])
-        return [t for t in call.input_tensors if self.group(t) != group]
 
     def site_count(self, tensor):
         """Number of sites of the group of `tensor`, at least 1."""
