@@ -81,7 +81,7 @@ class TFLiteRunner:
         return self._run_all(inputs, dequantize=False)
 
     def _run_all(self, inputs, dequantize):
-        """Runs as many examples at a time as the file takes, the last ones filled up."""
+        """Runs as many examples at a time as the file takes; fills up the last."""
         count, size = len(inputs[0]), int(self.inputs[0]["shape"][0])
         parts = []
         for start in range(0, count, size):
