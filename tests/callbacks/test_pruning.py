@@ -284,7 +284,7 @@ def test_a_custom_train_step_is_pruned():
             return {"loss": loss}
 
     plain = conv_net()
-    model = Custom(plain.inputs, plain.outputs)
+    model = Custom(plain.input, plain.output)
     model.compile("adam", "sparse_categorical_crossentropy")
     fit(model, tfc.Pruning(0.7))
     assert zeros(model) == asked(model, 0.7)
