@@ -121,7 +121,13 @@ def _fit(model, data, epochs, learning_rate, title, *callbacks):
     )
     with progress.bar(title, epochs) as advance:
         count = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: advance())
-        model.fit(data, epochs=epochs, verbose=0, callbacks=[*callbacks, count])
+        model.fit(
+            data,
+            epochs=epochs,
+            verbose=0,
+            shuffle=False,  # The data set shuffles by itself.
+            callbacks=[*callbacks, count],
+        )
 
 
 def run(folder="demo", settings=None, say=print):

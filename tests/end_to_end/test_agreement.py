@@ -89,7 +89,7 @@ def test_a_trained_network_agrees_end_to_end(network, tmp_path):
     y = rng.integers(0, 10, 800)
     x = (patterns[y] + rng.normal(size=(800, *size))).astype("float32")
     model = compiled(getattr(tfc.zoo, network)(size, 10))
-    model.fit(x[:600], y[:600], batch_size=50, epochs=3, verbose=0)
+    model.fit(x[:600], y[:600], batch_size=50, epochs=10, verbose=0)
     qat = compiled(
         tfc.quantize_aware(model, calibration_data=x[:100]),
         optimizer=keras.optimizers.Adam(1e-3),

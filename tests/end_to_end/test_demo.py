@@ -29,4 +29,6 @@ def test_the_demo_writes_checked_files_and_a_report(tmp_path):
     assert (tmp_path / "ours.onnx").exists()
     assert "Spoken digits" in (tmp_path / "report.html").read_text()
     loaded = keras.models.load_model(tmp_path / "ours.keras")
-    assert tfc.measure(loaded).sparsity == pytest.approx(ours.sparsity, abs=0.02)
+    for path, _, sparsity in tfc.measure(loaded).kernels:
+        wanted = 0.5 if "depthwise" in path else settings.sparsity
+        assert sparsity >= wanted - 0.01, path
