@@ -13,7 +13,11 @@ import tempfile
 def main():
     """Imports the package quietly and runs the command."""
     with _silence():
+        import tensorflow as tf
+
         from tfcompress import cli
+
+        tf.config.list_logical_devices()  # The first look for a GPU has its say too.
     cli.main()
 
 
