@@ -38,8 +38,13 @@ def accuracy_against(measurements, attribute, label, unit=1.0):
     figure, axes = _figure(5.6, 4.2)
     for x, y, name, color in points:
         axes.plot(x, y, "o", markersize=10, color=color, label=name, zorder=3)
-    axes.margins(x=0.12, y=0.25)
+    axes.margins(x=0.12)
     axes.set_xlim(left=0)
+    # Ten points at least, so that differences of a tenth do not look like any.
+    heights = [y for _, y, _, _ in points]
+    middle, span = (max(heights) + min(heights)) / 2, max(heights) - min(heights)
+    half = max(5.0, 0.65 * span)
+    axes.set_ylim(middle - half, middle + half)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy, %")
