@@ -87,7 +87,8 @@ def test_keras_and_files_agree_on_accuracy_in_every_form_of_data(tmp_path):
     found = tfc.measure(path, (x, y))
     assert found.accuracy == pytest.approx(expected)
     assert found.latency_ms > 0
-    assert found.parameters == 224 - 8 + 80 - 8 + 8 + 1032 + 27 or found.parameters > 0
+    # Batch normalization is folded: kernels and biases are left.
+    assert found.parameters == (216 + 8) + (72 + 8) + (1024 + 8) + (24 + 3)
 
 
 def test_a_binary_model_is_right_above_one_half():
