@@ -1,7 +1,7 @@
 """Prints the seconds that `import tfcompress` adds to `import keras`.
 
-Both are timed in fresh processes, alternately, so that both meet the same disk cache
-and the same load of the machine.
+Each run is a fresh process that imports keras, and then times what is left for
+tfcompress: the start of Python and of TensorFlow, which vary more, stay outside.
 
     python benchmarks/import_time.py [runs]
 """
@@ -10,42 +10,35 @@ import platform
 import statistics
 import subprocess
 import sys
+
+_CODE = """
 import time
+start = time.perf_counter()
+import keras
+middle = time.perf_counter()
+import tfcompress
+print(middle - start, time.perf_counter() - middle)
+"""
 
-_CODE = {
-    "keras": "import keras",
-    "tfcompress": "import keras, tfcompress",
-}
 
-
-def seconds(code):
-    """Wall time of a process that runs `code`, start of Python included."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    return time.perf_counter() - start
+def seconds():
+    """Seconds that importing keras, and then tfcompress, takes in a new process."""
+    command = [sys.executable, "-c", _CODE]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return tuple(map(float, done.stdout.split()))
 
 
 def main(runs=7):
     """Times both and prints medians and ranges."""
-    for code in _CODE.values():
-        seconds(code)  # Fills the disk cache; not counted.
-    times = {name: [] for name in _CODE}
-    for _ in range(runs):
-        for name, code in _CODE.items():
-            times[name].append(seconds(code))
-    for name, found in times.items():
+    seconds()  # Fills the disk cache; not counted.
+    times = zip(*(seconds() for _ in range(runs)), strict=True)
+    for name, found in zip(("keras", "tfcompress"), times, strict=True):
         print(
-            f"{_CODE[name]:<26} median {statistics.median(found):.2f} s, "
-            f"range {min(found):.2f} to {max(found):.2f} s"
+            f"import {name:<12} median {statistics.median(found):.3f} s, "
+            f"range {min(found):.3f} to {max(found):.3f} s"
         )
-    pairs = zip(times["tfcompress"], times["keras"], strict=True)
-    added = [whole - base for whole, base in pairs]
     print(
-        f"tfcompress adds            median {statistics.median(added):.2f} s, "
-        f"range {min(added):.2f} to {max(added):.2f} s"
-    )
-    print(
-        f"{runs} alternating runs each, after one that is not counted; "
+        f"{runs} runs, after one that is not counted; "
         f"Python {platform.python_version()}, {platform.machine()}"
     )
 
