@@ -17,6 +17,8 @@ COMMANDS = (
     "demo",
     "inspect",
     "export",
+    "quantize",
+    "debug-quantization",
     "measure",
     "check-edgetpu",
     "compile-edgetpu",
@@ -80,6 +82,23 @@ def test_export_writes_the_file(run, args):
     assert pathlib.Path(args[1]).exists() and args[1] in out
 
 
+def test_quantize_writes_a_model_that_exports(run):
+    args = "--model=plain.keras", "--data=data.npz", "--config=int8_per_tensor"
+    code, out, _ = run("quantize", *args, "--output=made.keras")
+    assert code == 0
+    assert "made.keras: int8_per_tensor, 4 layers" in out
+    code, out, _ = run("export", "made.keras", "made.tflite", "--kind=int8")
+    assert code == 0 and "integers only: yes" in out
+
+
+def test_debug_quantization_ranks_layers_and_draws_them(run):
+    args = "--model=qat.keras", "--data=data.npz", "--file=int8.tflite"
+    code, out, _ = run("debug-quantization", *args, "--plot=e.png", "--examples=8")
+    assert code == 0
+    assert "worst first (8 examples)" in out and "file dB" in out
+    assert pathlib.Path("e.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_measure_compares_side_by_side(run):
     code, out, _ = run("measure", "plain.keras", "int8.tflite", "--data", "data.npz")
     assert code == 0
@@ -114,6 +133,18 @@ BAD = {
         "calibration",
     ),
     "folder": (("export", "plain.keras", "no/m.tflite"), "no folder"),
+    "quantized output": (
+        ("quantize", "--model=plain.keras", "--data=data.npz", "--output=a.h5"),
+        "must be a .keras file",
+    ),
+    "quantized already": (
+        ("quantize", "--model=qat.keras", "--data=data.npz", "--output=a.keras"),
+        "quantization-aware already",
+    ),
+    "plain model": (
+        ("debug-quantization", "--model=plain.keras", "--data=data.npz"),
+        "not quantization-aware",
+    ),
     "compiler": (("compile-edgetpu", "int8.tflite"), "edgetpu"),
 }
 

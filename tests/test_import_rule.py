@@ -27,6 +27,7 @@ LEVELS = {
     "deploy": 4,
     "measure": 5,
     "plots": 5,
+    "debug": 6,
     "report": 6,
     "demo": 7,
     "cli": 8,

@@ -9,6 +9,8 @@ from tfcompress import layers as layers
 from tfcompress import schedules as schedules
 from tfcompress import zoo as zoo
 from tfcompress.callbacks import Pruning as Pruning
+from tfcompress.callbacks import QuantizationSchedule as QuantizationSchedule
+from tfcompress.debug import debug_quantization as debug_quantization
 from tfcompress.deploy.edgetpu_check import check_edgetpu as check_edgetpu
 from tfcompress.deploy.edgetpu_compile import compile_edgetpu as compile_edgetpu
 from tfcompress.deploy.onnx import export_onnx as export_onnx
@@ -16,6 +18,9 @@ from tfcompress.deploy.tflite import export_tflite as export_tflite
 from tfcompress.measure import measure as measure
 from tfcompress.passes.distill import Distiller as Distiller
 from tfcompress.passes.distill import distill as distill
+from tfcompress.passes.quantization_config import (
+    QuantizationConfig as QuantizationConfig,
+)
 from tfcompress.passes.quantize import quantize_aware as quantize_aware
 from tfcompress.passes.strip import strip as strip
 from tfcompress.report import report as report

@@ -4,6 +4,7 @@ import inspect
 import os
 import pathlib
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -13,14 +14,18 @@ from rich.console import Console
 from rich.table import Table
 
 from tfcompress import demo
+from tfcompress.debug import debug_quantization
 from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerError, compile_edgetpu
-from tfcompress.deploy.files import check_writable
+from tfcompress.deploy.files import check_writable, written_atomically
 from tfcompress.deploy.onnx import export_onnx
 from tfcompress.deploy.tflite import KINDS, export_tflite
 from tfcompress.deploy.tflite_file import read_tflite
-from tfcompress.graph import kernels
+from tfcompress.graph import find_layers, kernels
+from tfcompress.layers import TransformWeights
 from tfcompress.measure import measure
+from tfcompress.passes.quantization_config import PRESETS
+from tfcompress.passes.quantize import quantize_aware
 from tfcompress.progress import tracked
 from tfcompress.report import report, table
 
@@ -28,6 +33,8 @@ _DESCRIPTION = """Compress Keras 3 models and check what came of it.
 
   tfcompress demo                              the whole journey on real speech
   tfcompress export model.keras model.tflite --kind=int8 --data=calibration.npz
+  tfcompress quantize --model=model.keras --data=calibration.npz --output=qat.keras
+  tfcompress debug-quantization --model=qat.keras --file=int8.tflite --data=test.npz
   tfcompress measure float.tflite int8.tflite --data=test.npz
   tfcompress check-edgetpu int8.tflite
 
@@ -122,11 +129,37 @@ def _parser():
         arg("--kind", choices=KINDS, default="float32", help="of a .tflite (float32)"),
         arg(
             "--io",
-            choices=("int8", "uint8", "float32"),
-            default="int8",
-            help="inputs and outputs of an int8 .tflite (int8)",
+            choices=("int8", "uint8", "int16", "float32"),
+            help="inputs and outputs of an integer .tflite (integers of the kind)",
         ),
         arg("--data", metavar="X.npz", help="calibration examples: array x"),
+    )
+    command(
+        _quantize,
+        "quantize",
+        arg("--model", required=True, metavar="X.keras", help="plain model"),
+        arg(
+            "--data",
+            required=True,
+            metavar="X.npz",
+            help="calibration examples: array x",
+        ),
+        arg("--config", choices=tuple(PRESETS), default="int8", help="preset (int8)"),
+        arg("--output", required=True, metavar="Y.keras", help="file to write"),
+    )
+    command(
+        _debug_quantization,
+        "debug-quantization",
+        arg(
+            "--model",
+            required=True,
+            metavar="X.keras",
+            help="quantization-aware model",
+        ),
+        arg("--file", metavar="X.tflite", help="file that was exported from it"),
+        arg("--data", required=True, metavar="X.npz", help="examples: array x"),
+        arg("--examples", type=int, default=64, help="how many of them (64)"),
+        arg("--plot", metavar="X.png", help="bar chart to write"),
     )
     command(
         _measure,
@@ -237,6 +270,45 @@ def _export(args):
     print(
         export_tflite(
             model, args.output, kind=args.kind, io=args.io, calibration_data=data
+        )
+    )
+
+
+def _quantize(args):
+    """Make a .keras model quantization-aware, calibrated and ready to train or export.
+
+    The result rounds as its integer file will. Train it further in Python, or export
+    it as it is.
+    """
+    if not args.output.endswith(".keras"):
+        raise ValueError(f"The output must be a .keras file: {args.output!r}")
+    check_writable(args.output)
+    model = quantize_aware(
+        _load(args.model), args.config, calibration_data=_arrays(args.data)["x"]
+    )
+    # Keras insists on the suffix, which the temporary file does not have.
+    with tempfile.TemporaryDirectory() as folder:
+        saved = pathlib.Path(folder, "model.keras")
+        model.save(saved)
+        with written_atomically(args.output) as temporary:
+            temporary.write_bytes(saved.read_bytes())
+    count = len(find_layers(model, TransformWeights))
+    print(f"{args.output}: {args.config}, {count} layers with rounded weights")
+
+
+def _debug_quantization(args):
+    """Say which layer of a quantization-aware model loses most by rounding.
+
+    Ranks layers by the noise that each adds by itself, in dB below its signal, and
+    compares what the model computes with what the file does.
+    """
+    print(
+        debug_quantization(
+            _load(args.model),
+            args.file,
+            _arrays(args.data)["x"],
+            examples=args.examples,
+            plot=args.plot,
         )
     )
 

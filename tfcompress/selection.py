@@ -86,6 +86,11 @@ def select(paths, *, include=None, exclude=None, rules=()):
     return chosen
 
 
+def matches(pattern, path):
+    """Whether a regular expression or predicate matches a path."""
+    return bool(_matcher(pattern)(path))
+
+
 def _as_list(patterns):
     if patterns is None:
         return []

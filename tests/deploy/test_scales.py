@@ -61,3 +61,15 @@ def test_only_bias_scales_differ_and_by_little(contents, tmp_path):
 def test_it_is_smaller_after_gzip(contents):
     before, after = map(gzip_bytes, contents)
     assert after < before
+
+
+def test_biases_of_64_bits_are_rounded_too(tmp_path):
+    x = image_data(32)[0]
+    qat = tfc.quantize_aware(conv_net(), "int16x8", calibration_data=x)
+    result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int16x8")
+    biases = [t for t in read_tflite(result.path).tensors if t.dtype == "INT64"]
+    # Those of the dense layers are zeros, which the converter leaves out.
+    assert len(biases) == 2
+    for bias in biases:
+        fraction = np.frexp(bias.scale)[0] * 2**12
+        np.testing.assert_array_equal(fraction, np.round(fraction))

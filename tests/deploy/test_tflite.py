@@ -161,6 +161,92 @@ def test_the_result_prints_as_a_summary(trained, tmp_path):
     assert "CONV_2D" in text and "integers only: yes" in text
 
 
+# Indices, recurrent layers, float islands.
+
+
+@pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
+@pytest.mark.parametrize("quantized", [True, False])
+def test_inputs_that_are_indices_stay_integers(quantized, io, tmp_path):
+    words, numbers = keras.Input((6,), dtype="int32"), keras.Input((4,))
+    x = layers.Flatten()(layers.Embedding(20, 8)(words))
+    x = layers.Concatenate()([x, layers.Dense(5)(numbers)])
+    model = keras.Model([words, numbers], layers.Dense(3)(x))
+    rng = np.random.default_rng(0)
+    data = [
+        rng.integers(0, 20, (32, 6)).astype("int32"),
+        rng.normal(size=(32, 4)).astype("float32"),
+    ]
+    more = {} if quantized else {"calibration_data": data}
+    if quantized:
+        model = tfc.quantize_aware(model, calibration_data=data)
+    result = tfc.export_tflite(model, tmp_path / "m", kind="int8", io=io, **more)
+    assert result.fully_integer
+    runner = TFLiteRunner(result.path)
+    assert [i["dtype"] for i in runner.inputs] == [np.int32, np.dtype(io)]
+    np.testing.assert_allclose(
+        runner.predict(data)[0], model.predict(data, verbose=0), atol=0.05
+    )
+
+
+def recurrent_net(layer):
+    inputs = keras.Input((3, 4))
+    return keras.Model(inputs, layers.Dense(3)(layer(inputs)))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: layers.LSTM(6),
+        lambda: layers.SimpleRNN(6),
+        lambda: layers.Bidirectional(layers.GRU(3)),
+    ],
+)
+def test_recurrent_layers_in_float_and_by_calibration(layer, tmp_path):
+    model = recurrent_net(layer())
+    x = np.random.default_rng(0).normal(size=(32, 3, 4)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    result = tfc.export_tflite(model, tmp_path / "f.tflite")
+    np.testing.assert_allclose(
+        TFLiteRunner(result.path).predict([x])[0], expected, atol=1e-5
+    )
+    result = tfc.export_tflite(
+        model, tmp_path / "i.tflite", kind="int8", calibration_data=x
+    )
+    assert result.fully_integer and "WHILE" not in result.operators
+    # Steps of 1/128 of the state, three times over.
+    np.testing.assert_allclose(
+        TFLiteRunner(result.path).predict([x])[0], expected, atol=0.1
+    )
+
+
+def island_net():
+    inputs = keras.Input((8, 8, 4))
+    x = layers.Conv2D(4, 3, activation="relu", name="before")(inputs)
+    # More weights than the converter by itself would round to 8 bits.
+    x = layers.Conv2D(40, 3, activation="elu", name="island")(x)
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16x8"])
+def test_a_float_island_is_accepted_by_name_and_told(kind, tmp_path):
+    x = np.random.default_rng(0).normal(size=(16, 8, 8, 4)).astype("float32")
+    rules = [tfc.Rule("island", quantize=False)]
+    qat = tfc.quantize_aware(island_net(), kind, calibration_data=x, rules=rules)
+    path = tmp_path / "m.tflite"
+    with pytest.raises(NotFullyIntegerError, match=r"allow_float=\['CONV_2D', 'ELU'\]"):
+        tfc.export_tflite(qat, path, kind=kind)
+    with pytest.raises(NotFullyIntegerError, match=r"\(DEQUANTIZE, CONV_2D\)"):
+        tfc.export_tflite(qat, path, kind=kind, allow_float=["ELU"])
+    assert not path.exists()
+    result = tfc.export_tflite(qat, path, kind=kind, allow_float=["ELU", "^CONV"])
+    assert result.float_operators == ["DEQUANTIZE", "CONV_2D", "ELU", "QUANTIZE"]
+    assert not result.fully_integer and result.weights.tensors == {8: 2, 32: 1}
+    found = TFLiteRunner(path).predict([x])[0]
+    expected = qat.predict(x, verbose=0)
+    # The weights within are as they were: no more than a step of the output is off.
+    np.testing.assert_allclose(found, expected, atol=np.ptp(expected) / 200)
+
+
 # Bad input: a message, and the old file stays.
 
 
@@ -228,6 +314,25 @@ def test_unknown_kind_and_io(trained, old_file):
         tfc.export_tflite(trained[0], old_file, kind="int7")
     with pytest.raises(ValueError, match="Received: io='int16'"):
         tfc.export_tflite(trained[0], old_file, kind="int8", io="int16")
+    with pytest.raises(ValueError, match="kind='int16x8' must be one of .'int16', "):
+        tfc.export_tflite(trained[0], old_file, kind="int16x8", io="int8")
+
+
+def test_unknown_pack(trained, old_file):
+    with pytest.raises(ValueError, match="'dense', True or False. Received: pack='c"):
+        tfc.export_tflite(trained[1], old_file, kind="int8", pack="conv")
+
+
+def test_16_bits_of_a_plain_model_without_calibration_data(trained, old_file):
+    with pytest.raises(ValueError, match="An int16x8 file of a plain model needs"):
+        tfc.export_tflite(trained[0], old_file, kind="int16x8")
+
+
+def test_a_recurrent_layer_that_cannot_be_unrolled(old_file):
+    model = recurrent_net(layers.RNN(layers.LSTMCell(3)))
+    x = np.zeros((4, 3, 4), "float32")
+    with pytest.raises(ValueError, match="'rnn'(?s:.*)through `quantize_aware`. Call"):
+        tfc.export_tflite(model, old_file, kind="int8", calibration_data=x)
 
 
 def test_a_missing_folder_and_a_folder_as_path(trained, tmp_path):

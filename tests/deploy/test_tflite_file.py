@@ -7,7 +7,7 @@ import pytest
 from networks import conv_net, image_data
 
 import tfcompress as tfc
-from tfcompress.deploy.tflite_file import read_tflite
+from tfcompress.deploy.tflite_file import Tensor, pack_int4, read_tflite
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,18 @@ def test_operations_come_in_order_of_execution(path):
     for operation in read_tflite(path).operations:
         assert all(t.constant or t.index in known for t in operation.inputs if t)
         known |= {t.index for t in operation.outputs}
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_four_bit_constants_come_one_a_number(size):
+    integers = np.random.default_rng(0).integers(-8, 8, (size, 3)).astype(np.int8)
+    packed = bytes(pack_int4(integers))
+    tensor = Tensor(0, "w", (size, 3), "INT4", buffer=packed)
+    assert tensor.value().dtype == np.int8
+    np.testing.assert_array_equal(tensor.value(), integers)
+    tensor = Tensor(0, "w", (size, 3), "INT4", buffer=packed[:-1])
+    with pytest.raises(ValueError, match="Cannot read the constant 'w'"):
+        tensor.value()
 
 
 def test_no_such_file(tmp_path):

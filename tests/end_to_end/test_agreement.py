@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 from networks import compiled
 
 import tfcompress as tfc
@@ -46,6 +46,53 @@ OPERATIONS = {
     "sigmoid": (lambda x: layers.Activation("sigmoid")(x), 0.9),
     "tanh": (lambda x: layers.Activation("tanh")(x), 0.9),
     "leaky relu": (lambda x: layers.LeakyReLU(negative_slope=0.1)(x), 0.9),
+    "grouped": (lambda x: layers.Conv2D(8, 3, groups=2)(x), 1.0),
+    "conv1d": (
+        lambda x: layers.Conv1D(6, 3)(layers.Reshape((12, 80))(x)),
+        1.0,
+    ),
+    "depthwise conv1d": (
+        lambda x: layers.DepthwiseConv1D(3)(layers.Reshape((12, 80))(x)),
+        1.0,
+    ),
+    "conv3d": (
+        # Built of one conv over slices that are joined.
+        lambda x: layers.Conv3D(6, 3)(layers.Reshape((6, 10, 8, 2))(x)),
+        1.0,
+    ),
+    "transposed conv": (lambda x: layers.Conv2DTranspose(6, 3, strides=2)(x), 0.99),
+    "batch norm alone": (lambda x: layers.BatchNormalization()(x), 0.999),
+    "batch norm, relu": (
+        lambda x: layers.ReLU()(layers.BatchNormalization()(x)),
+        0.999,
+    ),
+    "rescaling": (lambda x: layers.Rescaling(0.3, 0.1)(x), 0.999),
+    "subtract": (lambda x: layers.Subtract()([x, ops.flip(x, 1)]), 0.9),
+    "multiply": (lambda x: layers.Multiply()([x, ops.flip(x, 1)]), 0.9),
+    "constant operands": (lambda x: x * 0.7 + 0.3, 0.9),
+    "maximum": (lambda x: layers.Maximum()([x, ops.flip(x, 1)]), 0.99),
+    "minimum, constant": (lambda x: ops.minimum(x, 0.5), 0.99),
+    "matrix product": (
+        lambda x: ops.matmul(x, ops.transpose(x, (0, 1, 3, 2))),
+        0.9,
+    ),
+    "mean of an axis": (lambda x: ops.mean(x, axis=-1), 0.9),
+    "sum": (lambda x: ops.sum(x, axis=-1), 0.9),
+    "largest": (lambda x: ops.max(x, axis=-1), 0.99),
+    "absolute": (lambda x: ops.abs(x), 0.9),
+    "exp": (lambda x: ops.exp(x), 0.9),
+    "gelu": (lambda x: layers.Activation("gelu")(x), 0.9),
+    "hard swish": (lambda x: layers.Activation("hard_swish")(x), 0.5),
+    "log softmax": (lambda x: layers.Activation("log_softmax")(x), 0.9),
+    "relu6": (lambda x: layers.ReLU(6.0)(x), 0.99),
+    "slice and stack": (
+        lambda x: ops.stack([x[:, ::2], x[:, 1::2]], axis=1),
+        1.0,
+    ),
+    "where": (lambda x: ops.where(ops.greater(x, 0.2), x, -1.0), 0.99),
+    "upsampling": (lambda x: layers.UpSampling2D()(x), 1.0),
+    "resizing": (lambda x: layers.Resizing(6, 5)(x), 0.8),
+    "transposition": (lambda x: layers.Permute((2, 1, 3))(x), 1.0),
     "prelu": (
         lambda x: layers.PReLU(
             shared_axes=[1, 2],
@@ -68,16 +115,49 @@ def test_an_operation_agrees_on_equal_inputs(name, tmp_path):
         elif "beta" in variable.path or "moving_mean" in variable.path:
             variable.assign(rng.normal(0, 0.2, variable.shape))
     x = rng.normal(size=(64, *SHAPE)).astype("float32")
-    qat = tfc.quantize_aware(model, calibration_data=x)
-    result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8")
-    runner = TFLiteRunner(result.path)
-    found = runner.integers([x])[0].astype(int)
-    scale, zero_point = runner.outputs[0]["quantization"]
-    expected = np.round(qat.predict(x, verbose=0) / scale).astype(int) + zero_point
+    found, expected = _integers(model, x, tmp_path)
     assert np.abs(found - expected).max() <= 1
     # 64 clips of 500 to 10,000 values; a value within float rounding of the border
     # between two steps may fall to either.
     assert np.mean(found == expected) >= share - 2e-4
+
+
+def _integers(model, x, folder):
+    """What the file puts out, and what the quantization-aware model does."""
+    qat = tfc.quantize_aware(model, calibration_data=x)
+    result = tfc.export_tflite(qat, folder / "m.tflite", kind="int8")
+    runner = TFLiteRunner(result.path)
+    found = runner.integers([x])[0].astype(int)
+    scale, zero_point = runner.outputs[0]["quantization"]
+    expected = np.round(qat.predict(x, verbose=0) / scale).astype(int) + zero_point
+    return found, expected
+
+
+# Operation of one positive input -> share of equal int8 values.
+POSITIVE = {
+    "square root": (ops.sqrt, 0.4),
+    "inverse square root": (lambda x: ops.rsqrt(x + 0.5), 0.5),
+    "logarithm": (lambda x: ops.log(x + 0.5), 0.5),
+}
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+def test_an_operation_of_a_positive_number_agrees(name, tmp_path):
+    layer, share = POSITIVE[name]
+    inputs = keras.Input(SHAPE)
+    model = keras.Model(inputs, layer(inputs))
+    x = np.random.default_rng(0).uniform(0, 4, (64, *SHAPE)).astype("float32")
+    found, expected = _integers(model, x, tmp_path)
+    assert np.abs(found - expected).max() <= 1
+    assert np.mean(found == expected) >= share
+
+
+def test_a_table_of_embeddings_agrees(tmp_path):
+    inputs = keras.Input((12,), dtype="int32")
+    model = keras.Model(inputs, layers.Embedding(50, 8)(inputs))
+    x = np.random.default_rng(0).integers(0, 50, (64, 12)).astype("int32")
+    found, expected = _integers(model, x, tmp_path)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.slow

@@ -119,8 +119,8 @@ def test_a_calibrated_range_holds_and_then_moves_slowly():
     layer.set_range(1, 0.5, 4.0)
     assert layer.range() == (0.0, 4.0)
     layer(_batch(0, 14), site=1, training=True)
-    # 4 and 14 in shares of nearly 0.9 and 0.1: calibration counts as ten batches, so
-    # the eleventh has a share of 1/11 or 0.1, whichever is more.
+    # Calibration counts as a hundred batches: the next has a share of 1/101 or, as it
+    # is more, 0.1.
     assert layer.range() == _near((0.0, 5.0))
 
 
@@ -129,6 +129,118 @@ def test_a_site_that_was_not_calibrated_starts_with_its_first_batch():
     layer.set_range(0, -1, 1)
     layer(_batch(-2, 7), site=1, training=True)
     assert layer.range() == (-2, 7)
+
+
+def test_while_rounding_is_off_the_range_is_learned_all_the_same():
+    layer = FakeQuant(bits=2)
+    layer.rounding.assign(0)
+    x = np.array([[0.0], [1.2], [3.0]], "float32")
+    for training in (True, False):
+        np.testing.assert_array_equal(layer(x, training=training), x)
+    assert layer.range() == (0.0, 3.0)
+    layer.rounding.assign(1)
+    assert layer(x).numpy().tolist() == [[0.0], [1.0], [3.0]]
+    fixed = FakeQuant(bits=2, fixed_range=(0.0, 3.0))
+    fixed.rounding.assign(0)
+    np.testing.assert_array_equal(fixed(x, training=True), x)
+
+
+def test_while_observing_is_off_the_range_stays_and_is_rounded_to():
+    layer = FakeQuant(bits=2)
+    layer(_batch(0, 3), training=True)
+    layer.observing.assign(0)
+    y = layer(np.array([[1.2], [9.0]], "float32"), training=True)
+    assert y.numpy().tolist() == [[1.0], [3.0]]
+    assert layer.range() == (0.0, 3.0)
+    assert layer.batches_seen.numpy().tolist() == [1.0]
+    layer.observing.assign(1)
+    layer(_batch(0, 9), training=True)
+    assert layer.range() == _near((0.0, 6.0))
+
+
+@pytest.mark.parametrize("shape", [(4,), (3000,)], ids=["small", "large"])
+def test_all_of_the_first_hundred_batches_are_looked_at_and_then_one_in_four(shape):
+    layer = FakeQuant(momentum=0.5)
+    looked = []
+    for n in range(120):
+        before = layer.high.numpy()[0]
+        # Each batch is higher than all before, so that looking moves the range.
+        layer(np.full((2, *shape), n + 1.0, "float32"), training=True)
+        if layer.high.numpy()[0] != before:
+            looked.append(n)
+    assert looked == [*range(100), 100, 104, 108, 112, 116]
+    assert layer.batches_seen.numpy().tolist() == [120.0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("training", [False, True])
+def test_small_tensors_give_what_large_ones_give(dtype, training):
+    small, large = (FakeQuant(momentum=0.5) for _ in range(2))
+    for n in range(3):
+        x = tf.cast(_batch(-n - 1.0, 2.0 * n + 1, 2048 * 3).reshape(3, -1), dtype)
+        # The same numbers a row longer, and a branch is built.
+        wide = tf.concat([x, x[:, :1]], axis=1)
+        ys = [
+            layer(value, training=training)
+            for layer, value in ((small, x), (large, wide))
+        ]
+        assert ys[0].dtype == ys[1].dtype == dtype
+        np.testing.assert_array_equal(ys[0], ys[1][:, :-1])
+        assert small.range() == large.range()
+        if training:
+            for layer in (small, large):
+                layer.rounding.assign(n != 1)
+
+
+@pytest.mark.parametrize("shape", [(4,), (3000,)], ids=["small", "large"])
+@pytest.mark.parametrize("bad", ["infinite", "nan", "empty"])
+def test_a_batch_that_says_nothing_of_the_range_is_left_out(shape, bad):
+    layer = FakeQuant()
+    x = np.ones((2, *shape), "float32")
+    layer(x, training=True)
+    wrong = {"infinite": x * np.inf, "nan": x * np.nan, "empty": x[:0]}[bad]
+    layer(wrong, training=True)
+    assert layer.range() == (0.0, 1.0)
+    assert layer.batches_seen.numpy().tolist() == [1.0]
+    layer(3 * x, training=True)
+    assert layer.range() == _near((0.0, 2.0))
+
+
+def test_replicas_of_which_one_overflowed_go_on_looking():
+    layer = FakeQuant(momentum=0.5)
+    layer.set_range(0, 0.0, 1.0)
+    # What their mean is after one of two has counted a batch.
+    layer.batches_seen.assign([100.5])
+    for _ in range(5):
+        layer(_batch(0, 9), training=True)
+    assert layer.range()[1] > 4
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_a_symmetric_grid_has_zero_in_its_middle(bits):
+    layer = FakeQuant(bits, symmetric=True)
+    layer(_batch(-1, 3), training=True)
+    highest = 2 ** (bits - 1) - 1
+    assert layer.range() == _near((-3 - 3 / highest, 3))
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype("float32")
+    integers = np.clip(np.floor(x * highest / 3 + 0.5), -highest - 1, highest)
+    off = np.abs(layer(x).numpy() * highest / 3 - integers)
+    # Of 16 bits float32 has a hundredth of a step, so that near ties round either way.
+    assert off.max() < 1.02 and np.mean(off < 0.02) > 0.97
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_power_of_two_grid_has_such_a_step(bits):
+    layer = FakeQuant(bits, power_of_two=True)
+    layer(_batch(-1, 3), training=True)
+    step = 4 / 2 ** (bits - 1)
+    assert layer.range() == (-4, 4 - step)
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype("float32")
+    found = layer(x).numpy() / step
+    np.testing.assert_array_equal(found, np.round(found))
+    np.testing.assert_array_equal(
+        found, np.clip(np.floor(x / step + 0.5), -4 / step, 4 / step - 1)
+    )
 
 
 def test_gradient_passes_inside_the_range_only():
@@ -143,7 +255,8 @@ def test_gradient_passes_inside_the_range_only():
 def test_nothing_is_trained_by_the_optimizer():
     layer = FakeQuant()
     assert not layer.trainable_variables
-    assert len(layer.non_trainable_variables) == 3
+    names = {v.name for v in layer.non_trainable_variables}
+    assert names == {"low", "high", "batches_seen", "rounding", "observing"}
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -173,19 +286,56 @@ def test_steps_per_execution_changes_no_range():
     assert ranges[0] == _near(ranges[1])
 
 
-@pytest.mark.parametrize("settings", [{}, {"fixed_range": (-1, 1)}, {"bits": 4}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"fixed_range": (-1, 1)},
+        {"bits": 4},
+        {"symmetric": True, "bits": 16},
+        {"power_of_two": True, "in_training": False},
+    ],
+    ids=str,
+)
 def test_save_and_load_keep_ranges_and_settings(settings, tmp_path):
     model = keras.Sequential([keras.Input((3,)), FakeQuant(sites=2, **settings)])
     x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
     model(x, training=True)
     model.save(tmp_path / "m.keras")
     back = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    assert back.layers[0].get_config() == model.layers[0].get_config()
     assert back.layers[0].range() == model.layers[0].range()
     np.testing.assert_array_equal(back(x), model(x))
     # It keeps counting where it stopped.
     model(2 * x, training=True)
     back(2 * x, training=True)
     assert back.layers[0].range() == model.layers[0].range()
+
+
+def test_rounding_and_observing_are_saved_with_the_model(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), FakeQuant()])
+    model.layers[0].rounding.assign(0)
+    model.layers[0].observing.assign(0)
+    model.save(tmp_path / "m.keras")
+    back = keras.models.load_model(tmp_path / "m.keras", safe_mode=True).layers[0]
+    assert back.rounding.numpy() == back.observing.numpy() == 0
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("width", [2, 3000], ids=["small", "large"])
+def test_switches_take_effect_in_a_compiled_model(jit, width):
+    quantizer = FakeQuant(bits=2)
+    model = keras.Sequential([keras.Input((width,)), quantizer])
+    model.compile(jit_compile=jit)
+    x = np.linspace(0, 3, 2 * width, dtype="float32").reshape(2, width)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), x)
+    quantizer.set_range(0, 0, 3)
+    # 0.5 exactly between two values: none is there.
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), np.floor(x + 0.5), atol=1e-6
+    )
+    quantizer.rounding.assign(0)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), x)
 
 
 def test_a_constant_quantizer_rounds_as_the_learned_one_does():

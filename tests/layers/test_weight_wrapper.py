@@ -6,12 +6,14 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from tfcompress.graph import built_copy
+from tfcompress.graph import built_copy, kernels
 from tfcompress.layers import (
     FakeQuantizeWeight,
     KeepZeros,
+    LearnedStep,
     Transform,
     TransformWeights,
+    find_weight,
 )
 
 _L2 = keras.regularizers.L2(0.1)
@@ -57,6 +59,27 @@ def _layer(name):
         if keras.backend.is_float_dtype(variable.dtype):
             variable.assign(rng.uniform(0.2, 1.0, variable.shape))
     return layer, shape, weight
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class TimesBias(Transform):
+    """The weight times the mean of the layer's bias."""
+
+    def __init__(self, bias="bias"):
+        self.bias = bias
+
+    @property
+    def reads(self):
+        return (self.bias,)
+
+    def __call__(self, weight, state):
+        return weight * tf.reduce_mean(state[self.bias])
+
+
+def _attention():
+    layer = layers.MultiHeadAttention(2, 3, name="attention")
+    layer.build((None, 4, 3), (None, 4, 3))
+    return layer
 
 
 def _in_model(layer, shape):
@@ -355,3 +378,175 @@ def test_a_wrong_name_is_refused_even_with_an_empty_list():
     layer, _, _ = _layer("Dense")
     with pytest.raises(ValueError, match="named 'kernal'"):
         TransformWeights(layer, {"kernal": []})
+
+
+def test_the_end_of_the_path_tells_weights_of_one_name_apart(tmp_path):
+    layer = _attention()
+    doubled = built_copy(layer)
+    for name in ("query/kernel", "attention_output/kernel"):
+        variable = find_weight(doubled, name)
+        variable.assign(2 * variable.numpy())
+    chains = {"query/kernel": [Doubled()], "attention_output/kernel": [Doubled()]}
+    wrapper = TransformWeights(layer, chains)
+    x = _data((4, 3))[0]
+    np.testing.assert_array_equal(wrapper(x, x), doubled(x, x))
+    effective = wrapper.effective_weights()
+    assert list(effective) == list(chains)
+    for name, found in effective.items():
+        np.testing.assert_array_equal(found, find_weight(doubled, name))
+    inputs = keras.Input((4, 3))
+    model = keras.Model(inputs, wrapper(inputs, inputs))
+    model.save(tmp_path / "m.keras")
+    back = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    np.testing.assert_array_equal(back(x), model(x))
+
+
+def test_state_of_weights_named_by_path_is_kept_apart(tmp_path):
+    names = ["query/kernel", "key/kernel"]
+    chains = {name: [LearnedStep(4, (1, 2))] for name in names}
+    wrapper = TransformWeights(_attention(), chains)
+    inputs = keras.Input((4, 3))
+    model = keras.Model(inputs, wrapper(inputs, inputs))
+    wrapper.states["key/kernel"][0]["bits"].assign(0)
+    model.save(tmp_path / "m.keras")
+    back = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    found = next(x for x in back.layers if isinstance(x, TransformWeights))
+    for name in names:
+        np.testing.assert_array_equal(
+            found.effective_weights()[name], wrapper.effective_weights()[name]
+        )
+    latent = find_weight(found.layer, "key/kernel")
+    np.testing.assert_array_equal(found.effective_weights()["key/kernel"], latent)
+
+
+def test_a_path_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="named 'ery/kernel'"):
+        TransformWeights(_attention(), {"ery/kernel": []})
+
+
+def test_an_ambiguous_name_is_refused_with_the_paths():
+    with pytest.raises(ValueError, match="'attention/query/kernel'"):
+        TransformWeights(_attention(), {"kernel": []})
+
+
+def test_a_transform_reads_the_current_value_of_another_weight(tmp_path):
+    layer, shape, _ = _layer("Dense")
+    layer.bias.assign([1.0, 2.0, 3.0])
+    wrapper = TransformWeights(layer, {"kernel": [Doubled(), TimesBias()]})
+    effective = wrapper.effective_weights()["kernel"]
+    np.testing.assert_array_equal(effective, 4 * layer.kernel.numpy())
+    model = _in_model(wrapper, shape)
+    before = model(_data(shape)[0]).numpy()
+    layer.bias.assign([0.0, 0.0, 0.0])
+    assert not np.any(wrapper.effective_weights()["kernel"])
+    assert np.any(model(_data(shape)[0]).numpy() != before)
+    _fit(model, shape)
+    model.save(tmp_path / "m.keras")
+    back = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    x, _ = _data(shape)
+    np.testing.assert_array_equal(back(x), model(x))
+
+
+def test_a_stateless_call_reads_the_weights_it_is_given():
+    layer, shape, _ = _layer("Dense")
+    model = keras.Sequential(
+        [keras.Input(shape), TransformWeights(layer, {"kernel": [TimesBias()]})]
+    )
+    x, _ = _data(shape)
+    given = [np.full(v.shape, 0.5, "float32") for v in model.trainable_variables]
+    y, _ = model.stateless_call(given, [], x)
+    expected = np.tanh(x @ np.full((4, 3), 0.25) + 0.5)
+    # 1e-5: float32 tanh.
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_to_read_that_is_not_there_is_refused():
+    layer, _, _ = _layer("Dense")
+    with pytest.raises(ValueError, match="must have one weight named 'moving_mean'"):
+        TransformWeights(layer, {"kernel": [TimesBias("moving_mean")]})
+    with pytest.raises(ValueError, match="must have one weight named 'bias'"):
+        TransformWeights(_attention(), {"query/kernel": [TimesBias()]})
+    TransformWeights(_attention(), {"query/kernel": [TimesBias("query/bias")]})
+
+
+@pytest.mark.parametrize("mode", _MODES)
+def test_a_change_of_bits_takes_effect_in_a_compiled_model(mode):
+    layer, shape, _ = _layer("Dense")
+    wrapper = TransformWeights(layer, {"kernel": [FakeQuantizeWeight()]})
+    model = keras.Sequential([keras.Input(shape), wrapper])
+    model.compile("sgd", "mse", **_MODES[mode])
+    x = _data(shape)[0]
+    kernel, bias = layer.kernel.numpy(), layer.bias.numpy()
+    bits = wrapper.states["kernel"][0]["bits"]
+    for given in (8, 3, 0):
+        bits.assign(given)
+        effective = wrapper.effective_weights()["kernel"]
+        # 1e-5: float32 tanh, compiled or not.
+        np.testing.assert_allclose(
+            model.predict(x, verbose=0), np.tanh(x @ effective + bias), atol=1e-5
+        )
+        off = np.abs(effective - kernel).max()
+        step = kernel.max() / (2 ** (given - 1) - 1) if given else 0
+        assert off <= 0.51 * step and (off > 0.2 * step or not given)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+def test_trainable_state_is_trained_and_restored(dtype, tmp_path):
+    layer, shape, _ = _layer("Dense")
+    layer = built_copy(layer, dtype=dtype)
+    wrapper = TransformWeights(layer, {"kernel": [LearnedStep(4)]}, dtype=dtype)
+    model = _in_model(wrapper, shape)
+    step = wrapper.states["kernel"][0]["step"]
+    start = step.numpy()
+    assert step.dtype == "float32"
+    assert any(v is step for v in model.trainable_variables)
+    assert not any("bits" in v.name for v in model.trainable_variables)
+    _fit(model, shape)
+    assert np.all(step.numpy() != start)
+    model.save(tmp_path / "m.keras")
+    back = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    found = next(x for x in back.layers if isinstance(x, TransformWeights))
+    np.testing.assert_array_equal(found.states["kernel"][0]["step"], step)
+    np.testing.assert_allclose(
+        _continue(back, shape), _continue(model, shape), rtol=1e-5
+    )
+    wrapper.trainable = False
+    assert not wrapper.trainable_variables
+
+
+def test_state_stays_float32_in_mixed_precision():
+    found = {}
+
+    class Spy(Transform):
+        def initial_state(self, weight):
+            return {"step": np.array(1.0, "float32")}
+
+        def __call__(self, weight, state):
+            found.update(weight=weight.dtype, step=state["step"].dtype)
+            return weight
+
+    layer, shape, _ = _layer("Dense")
+    layer = built_copy(layer, dtype="mixed_float16")
+    wrapper = TransformWeights(layer, {"kernel": [Spy()]}, dtype="mixed_float16")
+    wrapper(_data(shape)[0])
+    assert found == {"weight": "float16", "step": "float32"}
+
+
+def test_a_learned_step_is_no_kernel_to_prune():
+    layer, shape, _ = _layer("DepthwiseConv2D")
+    for axes in ((2, 3), (-1,), ()):
+        wrapper = TransformWeights(layer, {"kernel": [LearnedStep(4, axes)]})
+        model = keras.Sequential([keras.Input(shape), wrapper])
+        assert [v.name for v in kernels(model).values()] == ["kernel"]
+
+
+def test_a_copy_of_the_wrapper_has_its_state():
+    layer, _, _ = _layer("Dense")
+    wrapper = TransformWeights(layer, {"kernel": [LearnedStep()]})
+    state = wrapper.states["kernel"][0]
+    state["bits"].assign(3)
+    state["step"].assign([0.1, 0.2, 0.3])
+    np.testing.assert_array_equal(
+        built_copy(wrapper).effective_weights()["kernel"],
+        wrapper.effective_weights()["kernel"],
+    )

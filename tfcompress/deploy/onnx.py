@@ -163,6 +163,9 @@ def _store_integer_weights(converted):
     done = {}
     for node in [n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]:
         name = node.input[1]
+        if name not in constants and node.op_type == "MatMul":
+            # A product of two activations, such as the scores of attention.
+            continue
         if name not in constants:
             raise ValueError(
                 f"The kernel of ONNX node {node.name!r} ({node.op_type}) is computed, "

@@ -21,7 +21,9 @@ _BITS = 12
 
 
 def round_bias_scales(content):
-    """Rounds the scales of int32 tensors of a `.tflite` file to 12 significant bits.
+    """Rounds the scales of biases of a `.tflite` file to 12 significant bits.
+
+    Biases are the quantized tensors of int32, and of int64 beside 16-bit activations.
 
     Args:
         content: Bytes of the file.
@@ -32,11 +34,12 @@ def round_bias_scales(content):
     import flatbuffers
 
     formats = schema()
+    types = (formats.TensorType.INT32, formats.TensorType.INT64)
     model = formats.ModelT.InitFromPackedBuf(content, 0)
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             scale = getattr(tensor.quantization, "scale", None)
-            if tensor.type == formats.TensorType.INT32 and scale is not None:
+            if tensor.type in types and scale is not None:
                 tensor.quantization.scale = _round(scale)
     builder = flatbuffers.Builder(len(content))
     builder.Finish(model.Pack(builder), b"TFL3")

@@ -7,33 +7,43 @@ Example:
     ```
 """
 
+import collections
 import os
 import pathlib
-import tempfile
 from dataclasses import dataclass, field
 
 import keras
-import tensorflow as tf
 
-from tfcompress.checks import batches, check_model
-from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
-from tfcompress.deploy.quiet import quiet
-from tfcompress.deploy.scales import round_bias_scales
-from tfcompress.deploy.tflite_file import read_tflite
-from tfcompress.graph import (
-    Graph,
-    find_layers,
-    flat_call,
-    flatten,
-    rewrite,
-    symbolic_inputs,
+from tfcompress.checks import check_model
+from tfcompress.deploy import int16x8
+from tfcompress.deploy.converter import (
+    IO_TYPES,
+    calibrate_and_convert,
+    convert,
+    examples,
 )
+from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
+from tfcompress.deploy.integers import integer_file
+from tfcompress.deploy.low_bits import StoredWeights
+from tfcompress.deploy.scales import round_bias_scales
+from tfcompress.deploy.tflite_file import FLOAT_TYPES, read_tflite
+from tfcompress.graph import Graph, find_layers, flatten, rewrite, symbolic_inputs
 from tfcompress.passes.distill import Distiller
-from tfcompress.passes.export_graph import export_graph, is_quantization_aware
+from tfcompress.passes.export_graph import is_quantization_aware
+from tfcompress.passes.quantize import quantize_aware
 from tfcompress.passes.strip import strip
+from tfcompress.selection import matches
 
-KINDS = ("float32", "int8")
-_IO_TYPES = {"int8": tf.int8, "uint8": tf.uint8, "float32": tf.float32}
+# Kind -> types that inputs and outputs may have, the default first.
+_IO = {
+    "float32": ("float32",),
+    "int8": tuple(IO_TYPES),
+    "int16x8": tuple(int16x8.IO_TYPES),
+}
+KINDS = tuple(_IO)
+
+_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+_BITS = {"FLOAT32": 32, "FLOAT16": 16, "INT16": 16, "INT8": 8, "INT4": 4}
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,9 @@ class TFLiteExport:
         tensor_types: Dict from type (`"INT8"`) to number of tensors.
         float_operators: The operators that read or write a float tensor, in file order.
         fully_integer: Whether no tensor of the file is float.
+        weights: `StoredWeights`: how many weight tensors have which bits, and how many
+            of them are packed two values a byte. Weights of fewer bits that are not
+            packed lie in the file as 8-bit integers.
     """
 
     path: str
@@ -57,6 +70,7 @@ class TFLiteExport:
     tensor_types: dict = field(default_factory=dict)
     float_operators: list = field(default_factory=list)
     fully_integer: bool = False
+    weights: StoredWeights = field(default_factory=StoredWeights)
 
     def __str__(self):
         operators = ", ".join(f"{n} {name}" for name, n in self.operators.items())
@@ -65,6 +79,7 @@ class TFLiteExport:
             f"{self.path}: {self.bytes:,} bytes ({self.gzip_bytes:,} gzip)\n"
             f"  operators: {operators}\n"
             f"  tensors:   {types}\n"
+            f"  weights:   {self.weights}\n"
             f"  integers only: {'yes' if self.fully_integer else 'no'}"
         )
 
@@ -78,24 +93,39 @@ def export_tflite(
     path,
     *,
     kind="float32",
-    io="int8",
+    io=None,
     calibration_data=None,
     batch_size=1,
+    pack="dense",
+    allow_float=(),
 ):
     """Converts a model to TFLite, reads the file back and checks it.
 
     Args:
         model: Built `keras.Model`: plain, or what a pass of this library returned. A
-            quantization-aware model exports to `"int8"` with the ranges it learned; of
-            a distiller the student is exported.
+            quantization-aware model exports with the ranges and the weights' grids that
+            it learned; of a distiller the student is exported.
         path: Path of the `.tflite` file. It is replaced only once the new one is good.
-        kind: `"float32"`, or `"int8"` for a file of integers only.
-        io: Type of inputs and outputs of an `"int8"` file: `"int8"`, `"uint8"` or
-            `"float32"` (then operations at the border convert, and `fully_integer` is
-            about everything between them).
-        calibration_data: For `"int8"` of a plain model: examples (as
-            `quantize_aware` takes them) from which activation ranges are taken.
+        kind: `"float32"`; `"int8"` for a file of integers only; `"int16x8"` for one
+            with activations of 16 bits and weights of 8 or less.
+        io: Type of inputs and outputs of an integer file: `"int8"`, `"uint8"` (not of
+            an `"int16x8"` file, which has `"int16"`) or `"float32"` (then operations at
+            the border convert, and `fully_integer` is about everything between them).
+            `None` is the integer type of the kind. Inputs of integers, such as indices
+            of words, stay as they are.
+        calibration_data: For an integer file of a plain model: examples (as
+            `quantize_aware` takes them) from which activation ranges are taken. A model
+            with recurrent layers, or for `"int16x8"`, is passed through
+            `quantize_aware` with them; of others the converter takes the ranges.
         batch_size: Batch size of the file; `None` leaves it open.
+        pack: Whether weights of 4 bits or less are stored two a byte: `"dense"` those
+            of dense layers, `True` those of convolutions as well, which LiteRT computes
+            several times slower so on a CPU, `False` none. It changes no value.
+        allow_float: Regular expressions of TFLite operators (`"CUMSUM"`) that may have
+            float tensors in an integer file. What converts to and from them may, too. A
+            layer that `quantize_aware` left float is so in the file only where TFLite
+            has no integers for it or none around it: a single dense layer between
+            quantized ones is computed in integers, with weights rounded to 8 bits.
 
     Returns:
         A `TFLiteExport`.
@@ -103,54 +133,97 @@ def export_tflite(
     Raises:
         TypeError: If `model` is no Keras 3 model.
         ValueError: If an argument is out of place, calibration data are missing or do
-            not fit, or the converter refuses the model.
-        NotFullyIntegerError: If `kind="int8"` and a float operation remains; names it.
+            not fit, a weight cannot be stored, or the converter refuses the model.
+        NotFullyIntegerError: If a float operation remains in an integer file that is
+            not in `allow_float`; names it.
         OSError: If the file cannot be written.
     """
     check_model(model)
-    _check_options(kind, io)
+    io = _checked_io(kind, io)
+    _check_pack(pack)
     check_writable(path)
     if isinstance(model, Distiller):
         model = model.student
     symbolic_inputs(model)
+    stored = StoredWeights()
     if kind == "float32":
         if calibration_data is not None:
             raise ValueError(
                 "A float32 file needs no `calibration_data`. For a file of integers "
                 "pass kind='int8'."
             )
-        content = _convert(_plain(model), batch_size, lambda converter: None)
-    elif is_quantization_aware(model):
-        if calibration_data is not None:
+        content = convert(_plain(model), batch_size, lambda converter: None)
+    else:
+        model, calibration = _with_ranges(model, kind, calibration_data)
+        if calibration is not None:
+            content = calibrate_and_convert(model, batch_size, io, calibration)
+        else:
+            content, stored = integer_file(
+                model, kind=kind, io=io, batch_size=batch_size, pack=pack
+            )
+        content = round_bias_scales(content)
+    with written_atomically(path) as temporary:
+        temporary.write_bytes(content)
+        result = _describe(temporary, path, io, stored)
+        if kind != "float32":
+            _check_float(result, read_tflite(temporary), io, allow_float)
+    return result
+
+
+def _checked_io(kind, io):
+    if kind not in KINDS:
+        raise ValueError(f"`kind` must be one of {KINDS}. Received: kind={kind!r}")
+    if io is None:
+        return _IO[kind][0]
+    # Of a float file the inputs and outputs are float, whatever an integer one has.
+    allowed = _IO["int8"] if kind == "float32" else _IO[kind]
+    if io not in allowed:
+        raise ValueError(
+            f"`io` of kind={kind!r} must be one of {allowed}. Received: io={io!r}"
+        )
+    return io
+
+
+def _check_pack(pack):
+    if pack not in ("dense", True, False):
+        raise ValueError(
+            f"`pack` must be 'dense', True or False. Received: pack={pack!r}"
+        )
+
+
+def _with_ranges(model, kind, data):
+    """The model to convert, and examples if the converter is to find the ranges."""
+    if is_quantization_aware(model):
+        if data is not None:
             raise ValueError(
                 "A quantization-aware model has ranges of its own; `calibration_data` "
                 "would not be used. Give them to `quantize_aware`, or export "
                 "`tfc.strip(model)` with them."
             )
-        content = _convert(
-            export_graph(model, batch_size=batch_size), batch_size, _integers(io)
+        return model, None
+    if data is None:
+        raise ValueError(
+            f"An {kind} file of a plain model needs `calibration_data`: 100 to 500 "
+            "examples like those it will see. Or train with "
+            f"tfc.quantize_aware(model, {kind!r}) first."
         )
-    else:
-        content = _convert(
-            _plain(model),
-            batch_size,
-            _integers(io, _representative(model, calibration_data)),
-        )
-    if kind == "int8":
-        content = round_bias_scales(content)
-    with written_atomically(path) as temporary:
-        temporary.write_bytes(content)
-        result = _describe(temporary, path, io)
-        if kind == "int8" and not result.fully_integer:
-            raise NotFullyIntegerError(_float_left(result))
-    return result
+    # The converter crashes on their loops; `quantize_aware` unrolls them.
+    if kind == "int16x8" or find_layers(model, keras.layers.RNN):
+        return _quantized(model, kind, data), None
+    plain = _plain(model)
+    return plain, examples(plain, data)
 
 
-def _check_options(kind, io):
-    if kind not in KINDS:
-        raise ValueError(f"`kind` must be one of {KINDS}. Received: kind={kind!r}")
-    if io not in _IO_TYPES:
-        raise ValueError(f"`io` must be one of {tuple(_IO_TYPES)}. Received: io={io!r}")
+def _quantized(model, kind, data):
+    try:
+        return quantize_aware(model, kind, calibration_data=data)
+    except ValueError as err:
+        if "Cannot quantize" not in str(err):
+            raise
+        raise ValueError(
+            f"{err}\n`export_tflite` passed the model through `quantize_aware`. Call "
+            "that yourself, which you can tell more, and export what it returns."
+        ) from err
 
 
 def _plain(model):
@@ -166,78 +239,9 @@ def _plain(model):
     )
 
 
-def _integers(io, representative=None):
-    def configure(converter):
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.inference_input_type = _IO_TYPES[io]
-        converter.inference_output_type = _IO_TYPES[io]
-        if representative is not None:
-            converter.representative_dataset = representative
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-
-    return configure
-
-
-def _representative(model, data):
-    """Single examples for the converter's calibration, checked before it starts."""
-    if data is None:
-        raise ValueError(
-            "An int8 file of a plain model needs `calibration_data`: 100 to 500 "
-            "examples like those it will see. Or train with "
-            "tfc.quantize_aware(model) first."
-        )
-    checked = [
-        inputs for inputs, _ in batches(model, data, argument="calibration_data")
-    ]
-    names = [f"input_{i}" for i in range(len(checked[0]))]
-
-    def examples():
-        for inputs in checked:
-            for row in range(len(inputs[0])):
-                yield {n: a[row : row + 1] for n, a in zip(names, inputs, strict=True)}
-
-    return examples
-
-
-def _convert(model, batch_size, configure):
-    """Converts by way of a SavedModel, which holds for every kind of Keras model."""
-    with tempfile.TemporaryDirectory() as folder, quiet() as caught:
-        try:
-            _save(model, batch_size, folder)
-            converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-            configure(converter)
-            return converter.convert()
-        except Exception as err:
-            raise ValueError(
-                f"The TFLite converter refuses model {model.name!r}: "
-                f"{_reason(err, caught())}"
-            ) from err
-
-
-def _save(model, batch_size, folder):
-    specs = [
-        tf.TensorSpec((batch_size, *tensor.shape[1:]), tensor.dtype, name=f"input_{i}")
-        for i, tensor in enumerate(symbolic_inputs(model))
-    ]
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint("serving_default", flat_call(model), input_signature=specs)
-    archive.write_out(folder, verbose=False)
-
-
-def _reason(err, caught):
-    lines = [line.strip() for line in f"{caught}\n{err}".splitlines()]
-    telling = [
-        line for line in lines if "error:" in line.lower() and not line.endswith(":")
-    ]
-    return (telling or [line for line in lines if line] or [type(err).__name__])[-1]
-
-
-def _describe(temporary, path, io):
+def _describe(temporary, path, io, stored):
     file = read_tflite(temporary)
-    floats = file.float_operations()
-    if io == "float32":
-        floats = [op for op in floats if not _at_border(op, file)]
+    floats = [op for op in file.float_operations() if not _at_border(op, file, io)]
     return TFLiteExport(
         path=os.fspath(path),
         bytes=file.bytes,
@@ -246,21 +250,59 @@ def _describe(temporary, path, io):
         tensor_types=file.tensor_types(),
         float_operators=[op.operator for op in floats],
         fully_integer=not floats,
+        weights=_weights(file, stored),
     )
 
 
-def _at_border(operation, file):
+def _weights(file, stored):
+    """`StoredWeights` of all kernels, of which `stored` tells those of other grids."""
+    bits = collections.Counter(
+        _BITS[tensor.dtype]
+        for tensor in file.used_tensors()
+        if tensor.constant
+        and len(tensor.shape) > 1
+        and tensor.dtype in _BITS
+        and (tensor.scale is not None or tensor.dtype in FLOAT_TYPES)
+    )
+    for width, count in stored.tensors.items():
+        # They were counted as what the file has them in.
+        packed = stored.packed.get(width, 0)
+        bits.subtract({4: packed, 8: count - packed})
+        bits[width] += count
+    return StoredWeights({b: n for b, n in bits.items() if n > 0}, stored.packed)
+
+
+def _at_border(operation, file, io):
     """Whether it only converts a float input or output of the file."""
+    if io != "float32":
+        return False
     inputs, outputs = {t.index for t in file.inputs}, {t.index for t in file.outputs}
     if operation.operator == "QUANTIZE":
         return operation.inputs[0].index in inputs
     return operation.operator == "DEQUANTIZE" and operation.outputs[0].index in outputs
 
 
-def _float_left(result):
-    names = ", ".join(dict.fromkeys(result.float_operators))
-    return (
-        f"The file would not be integers only: {len(result.float_operators)} "
-        f"operation(s) stay float ({names}). Nothing was written to {result.path!r}. "
-        "Replace those layers, or export kind='float32'."
+def _check_float(result, file, io, patterns):
+    """Raises unless the float operations of an integer file are allowed ones."""
+    floats = [op for op in file.float_operations() if not _at_border(op, file, io)]
+    allowed = [op for op in floats if any(matches(p, op.operator) for p in patterns)]
+    islands = {t.index for op in allowed for t in (*op.inputs, *op.outputs) if t}
+    left = [
+        op.operator for op in floats if op not in allowed and not _leads_to(op, islands)
+    ]
+    if left:
+        names = list(dict.fromkeys(left))
+        telling = [name for name in names if name not in _CONVERSIONS] or names
+        raise NotFullyIntegerError(
+            f"The file would not be integers only: {len(left)} operation(s) stay float "
+            f"({', '.join(names)}). Nothing was written to {result.path!r}. Replace "
+            "those layers, export kind='float32', or accept them by name: "
+            f"allow_float={telling}."
+        )
+
+
+def _leads_to(operation, tensors):
+    """Whether it only converts to or from float for an operation that may be so."""
+    return operation.operator in _CONVERSIONS and any(
+        tensor.index in tensors for tensor in (*operation.inputs, *operation.outputs)
     )

@@ -34,6 +34,7 @@ _NUMPY_TYPES = {
     "UINT64": np.uint64,
     "BOOL": np.bool_,
 }
+_FOUR_BITS = ("INT4", "UINT4")
 FLOAT_TYPES = ("FLOAT32", "FLOAT16", "FLOAT64", "BFLOAT16", "COMPLEX64", "COMPLEX128")
 
 
@@ -76,12 +77,16 @@ class Tensor:
     def value(self):
         """The constant as a numpy array of its stored type; `None` if not constant.
 
+        4-bit integers come as int8, or uint8, one a number.
+
         Raises:
             ValueError: If the constant is packed or compressed in a form this reader
-                does not unpack (4-bit integers, sparse tensors).
+                does not unpack (2-bit integers, sparse tensors).
         """
         if self.buffer is None:
             return None
+        if self.dtype in _FOUR_BITS and len(self.buffer) == (self.size + 1) // 2:
+            return unpack_int4(self.buffer, self.shape, signed=self.dtype == "INT4")
         dtype = _NUMPY_TYPES.get(self.dtype)
         if dtype is None or len(self.buffer) != self.size * np.dtype(dtype).itemsize:
             raise ValueError(
@@ -199,6 +204,38 @@ def _verify(content, path):
                 f"Damaged TFLite model: {os.fspath(path)!r} ({len(content)} bytes) is "
                 "truncated or was altered. Export or copy it again."
             ) from err
+
+
+def pack_int4(integers):
+    """Packs integers from -8 to 7 two a byte, the first in the low half.
+
+    Args:
+        integers: Integer array, any shape.
+
+    Returns:
+        Flat uint8 array of half the size; of an odd number, the last half is 0.
+    """
+    nibbles = np.asarray(integers, np.int8).ravel().view(np.uint8) & 15
+    nibbles = np.append(nibbles, np.zeros(nibbles.size % 2, np.uint8))
+    return nibbles[::2] | nibbles[1::2] << 4
+
+
+def unpack_int4(packed, shape, *, signed=True):
+    """Undoes `pack_int4`.
+
+    Args:
+        packed: Bytes, or uint8 array.
+        shape: Shape of the result.
+        signed: Whether the integers are from -8 to 7, or else from 0 to 15.
+
+    Returns:
+        int8 array, or uint8.
+    """
+    data = np.frombuffer(bytes(packed), np.uint8)
+    nibbles = np.stack([data & 15, data >> 4], axis=-1).ravel()[: math.prod(shape)]
+    if signed:
+        nibbles = (nibbles ^ 8).astype(np.int8) - 8
+    return nibbles.reshape(shape)
 
 
 @functools.cache

@@ -6,11 +6,13 @@ from tfcompress.graph.rewrite import clone, copy_weights
 from tfcompress.graph.view import Graph, functional
 
 
-def flatten(model):
+def flatten(model, *, keep_subclassed=False):
     """Returns `model` as one functional model without models inside.
 
     Args:
         model: Built functional `keras.Model` or `Sequential`.
+        keep_subclassed: Whether a nested model without a graph stays as the layer that
+            it is; else it raises.
 
     Returns:
         `model` itself if it holds no nested model, else a copy with copied weights in
@@ -23,13 +25,16 @@ def flatten(model):
     """
     _check_functional(model, model)
     graph = Graph(model)
-    if not any(isinstance(call.operation, keras.Model) for call in graph.calls):
+    nested = [call.operation for call in graph.calls if _is_model(call.operation)]
+    if keep_subclassed:
+        nested = [operation for operation in nested if functional(operation)]
+    if not nested:
         return model
     inputs = keras.tree.map_structure(
         lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name),
         graph.inputs_struct,
     )
-    inliner = _Inliner(model, {t.name for t in graph.inputs})
+    inliner = _Inliner(model, {t.name for t in graph.inputs}, keep_subclassed)
     outputs = inliner.run(graph, keras.tree.flatten(inputs), prefix="", training=None)
     inliner.copy_weights()
     return keras.Model(inputs, outputs, name=model.name)
@@ -38,8 +43,9 @@ def flatten(model):
 class _Inliner:
     """Calls copies of all operations, those of nested models included."""
 
-    def __init__(self, model, names):
+    def __init__(self, model, names, keep_subclassed):
         self.model = model
+        self.keep_subclassed = keep_subclassed
         self.names = set(names)
         self.copies = {}
 
@@ -49,7 +55,7 @@ class _Inliner:
         }
         for call in graph.calls:
             args, kwargs = call.arguments.fill_in(new)
-            if isinstance(call.operation, keras.Model):
+            if self._inlines(call.operation):
                 outputs = self._inline(call.operation, args, kwargs, prefix, training)
             else:
                 copied = self._copy(call.operation, prefix)
@@ -62,6 +68,10 @@ class _Inliner:
                 for old, tensor in zip(call.outputs, outputs, strict=True)
             )
         return keras.tree.map_structure(lambda t: new[id(t)], graph.outputs_struct)
+
+    def _inlines(self, operation):
+        kept = self.keep_subclassed and functional(operation) is None
+        return _is_model(operation) and not kept
 
     def _inline(self, nested, args, kwargs, prefix, training):
         _check_functional(nested, self.model)
@@ -90,6 +100,10 @@ class _Inliner:
     def copy_weights(self):
         for operation, copied in self.copies.values():
             copy_weights(operation, copied)
+
+
+def _is_model(operation):
+    return isinstance(operation, keras.Model)
 
 
 def _takes_training(operation):

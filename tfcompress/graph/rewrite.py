@@ -16,7 +16,9 @@ import copy
 import keras
 
 
-def rewrite(graph, visit, *, batch_size="same", dtype=None, name=None):
+def rewrite(
+    graph, visit, *, batch_size="same", dtype=None, name=None, input_dtypes=None
+):
     """Builds a new model from `graph`, deciding call by call.
 
     Args:
@@ -28,6 +30,7 @@ def rewrite(graph, visit, *, batch_size="same", dtype=None, name=None):
         batch_size: Batch size of the new inputs; `"same"` keeps what there is.
         dtype: Dtype policy of the copies; `None` keeps each layer's own.
         name: Name of the new model; `None` keeps the old.
+        input_dtypes: Dict from the name of an input to its new dtype.
 
     Returns:
         A new functional `keras.Model` with the structure of inputs and outputs of the
@@ -41,7 +44,7 @@ def rewrite(graph, visit, *, batch_size="same", dtype=None, name=None):
         return copies[id(operation)][1]
 
     inputs = keras.tree.map_structure(
-        lambda t: _new_input(t, batch_size), graph.inputs_struct
+        lambda t: _new_input(t, batch_size, input_dtypes or {}), graph.inputs_struct
     )
     new = {
         id(old): tensor
@@ -59,13 +62,14 @@ def rewrite(graph, visit, *, batch_size="same", dtype=None, name=None):
     return keras.Model(inputs, outputs, name=name or graph.model.name)
 
 
-def clone(operation, *, name=None, dtype=None, **changes):
+def clone(operation, *, name=None, dtype=None, into=None, **changes):
     """Copies an operation without its weights or its place in a graph.
 
     Args:
         operation: A Keras layer or operation.
         name: Name of the copy; `None` keeps the old.
         dtype: Dtype policy of the copy; `None` keeps the old.
+        into: Layer class of the copy, which takes the same config; `None` keeps it.
         **changes: Entries of the layer's config to replace.
 
     Returns:
@@ -84,7 +88,8 @@ def clone(operation, *, name=None, dtype=None, **changes):
         return copied
     changes |= {"name": name} | ({} if dtype is None else {"dtype": dtype})
     try:
-        return type(operation).from_config(operation.get_config() | changes)
+        cls = into or type(operation)
+        return cls.from_config(operation.get_config() | changes)
     except Exception as err:
         raise ValueError(
             f"Cannot copy layer {operation.name!r} of type "
@@ -106,7 +111,13 @@ def built_copy(layer, **changes):
     copied = clone(layer, **changes)
     if not copied.built:
         copied.build_from_config(layer.get_build_config())
-    copy_weights(layer, copied)
+    if changes.get("into") is None:
+        copy_weights(layer, copied)
+        return copied
+    by_name = {v.name: v for v in layer.variables}
+    for variable in copied.variables:
+        if variable.name in by_name:
+            variable.assign(by_name[variable.name])
     return copied
 
 
@@ -131,8 +142,9 @@ def _stateful(layer):
             yield sub, store
 
 
-def _new_input(tensor, batch_size):
+def _new_input(tensor, batch_size, dtypes):
     shape = tensor.shape
     if batch_size != "same":
         shape = (batch_size, *shape[1:])
-    return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name)
+    dtype = dtypes.get(tensor.name, tensor.dtype)
+    return keras.Input(batch_shape=shape, dtype=dtype, name=tensor.name)

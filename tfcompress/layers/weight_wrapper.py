@@ -24,11 +24,17 @@ class TransformWeights(keras.layers.Wrapper):
 
     Args:
         layer: The layer, built (transforms may look at the weights it has).
-        transforms: Dict from the name of a weight (`"kernel"`) to a list of
-            `Transform`, applied from left to right.
+        transforms: Dict from the name of a weight to a list of `Transform`, applied
+            from left to right. Where several weights have the name, the end of the path
+            tells them apart: `"query/kernel"`.
+
+    Attributes:
+        states: Dict from the same names to a list, one entry for each transform: a dict
+            from the name of its state to the `keras.Variable`.
 
     Raises:
-        ValueError: If the layer is not built or has no weight of such a name.
+        ValueError: If the layer is not built, or not exactly one of its weights has
+            a name that is transformed or read by a transform.
     """
 
     def __init__(self, layer, transforms, **kwargs):
@@ -40,51 +46,52 @@ class TransformWeights(keras.layers.Wrapper):
                 "yet. Call it once, or `layer.build(input_shape)`, first."
             )
         self.transforms = {name: list(found) for name, found in transforms.items()}
-        for name in self.transforms:
-            self._variable(name)
-        self._states = {
+        for name, chain in self.transforms.items():
+            for needed in (name, *(read for t in chain for read in t.reads)):
+                find_weight(layer, needed)
+        self.states = {
             name: [self._add_state(name, i, t) for i, t in enumerate(chain)]
             for name, chain in self.transforms.items()
         }
         self.built = True
 
     def _add_state(self, name, position, transform):
-        initial = transform.initial_state(self._variable(name).numpy())
+        initial = transform.initial_state(find_weight(self.layer, name).numpy())
         return {
             key: self.add_weight(
-                name=f"{name}_{position}_{key}",
+                name=f"{name}_{position}_{key}".replace("/", "_"),
                 shape=value.shape,
                 initializer=_exactly(value),
                 dtype=value.dtype.name,
-                trainable=False,
+                trainable=key in transform.trainable_state,
+                autocast=False,
             )
             for key, value in initial.items()
         }
 
-    def _variable(self, name):
-        found = [v for v in self.layer.weights if v.name == name]
-        if len(found) != 1:
-            names = sorted(v.name for v in self.layer.weights)
-            raise ValueError(
-                f"Layer {self.layer.name!r} must have one weight named {name!r} to "
-                f"transform. Received: weights {names}"
-            )
-        return found[0]
-
     def _effective(self):
-        """Pairs of latent variable and effective tensor."""
+        """Pairs of latent variable and effective tensor, in the order of the names."""
         pairs = []
         for name, chain in self.transforms.items():
-            variable = self._variable(name)
+            variable = find_weight(self.layer, name)
             tensor = variable.value
-            for transform, state in zip(chain, self._states[name], strict=True):
-                tensor = transform(tensor, {k: v.value for k, v in state.items()})
+            for transform, state in zip(chain, self.states[name], strict=True):
+                read = {key: find_weight(self.layer, key) for key in transform.reads}
+                values = {
+                    key: keras.ops.convert_to_tensor(v.value)
+                    for key, v in {**state, **read}.items()
+                }
+                tensor = transform(tensor, values)
             pairs.append((variable, tensor))
         return pairs
 
     def effective_weights(self):
-        """Returns a dict from weight name to effective weight, numpy arrays."""
-        return {v.name: np.asarray(tensor) for v, tensor in self._effective()}
+        """Returns a dict from the names in `transforms` to effective weights.
+
+        They are numpy arrays; `find_weight` tells which weight of a layer is meant.
+        """
+        tensors = [tensor for _, tensor in self._effective()]
+        return dict(zip(self.transforms, map(np.asarray, tensors), strict=True))
 
     def call(self, inputs, *args, **kwargs):
         pairs = self._effective()
@@ -127,6 +134,31 @@ class TransformWeights(keras.layers.Wrapper):
             for name, chain in config.pop("transforms").items()
         }
         return cls(layer, transforms, **config)
+
+
+def find_weight(layer, name):
+    """The one weight of a layer that has a name.
+
+    Args:
+        layer: Built Keras layer.
+        name: Name (`"kernel"`), or the end of the path where several weights have the
+            name (`"query/kernel"`).
+
+    Returns:
+        The `keras.Variable`.
+
+    Raises:
+        ValueError: If no weight has the name, or several have.
+    """
+    found = [v for v in layer.weights if f"/{v.path}".endswith(f"/{name}")]
+    if len(found) != 1:
+        # Alone, names say which there are; where they repeat, paths tell them apart.
+        names = sorted(v.path if found else v.name for v in layer.weights)
+        raise ValueError(
+            f"Layer {layer.name!r} must have one weight named {name!r}. Received: "
+            f"weights {names}. Where several have the name, use the end of the path."
+        )
+    return found[0]
 
 
 def _exactly(value):

@@ -2,13 +2,28 @@
 
 Batch normalization is folded in numpy, weights are plain constants on their integer
 grid, and activations carry fake quantization with constant ranges.
+
+Example:
+    ```python
+    plain, weights = export_graph_and_weights(qat, batch_size=1)
+    weights[0].bits, weights[0].step   # the grid that weights[0].values lie on
+    ```
 """
 
 import keras
 import numpy as np
 
 from tfcompress.graph import Graph, find_layers, rewrite
-from tfcompress.layers import ConstantFakeQuant, FakeQuant, TransformWeights
+from tfcompress.layers import (
+    Affine,
+    ConstantFakeQuant,
+    FakeQuant,
+    NormalizedKernel,
+    Parameter,
+    TransformWeights,
+)
+from tfcompress.passes.exported_weights import exported_weights, spread
+from tfcompress.passes.quantize_rules import TRANSPOSED
 from tfcompress.passes.strip import effective_layer
 
 _SMALLEST_RANGE = 1e-6
@@ -32,6 +47,11 @@ def export_graph(model, *, batch_size=None):
     Raises:
         ValueError: If a range was never seen.
     """
+    return export_graph_and_weights(model, batch_size=batch_size)[0]
+
+
+def export_graph_and_weights(model, *, batch_size=None):
+    """As `export_graph`, with a list of the `ExportedWeight`s in the graph."""
     graph = Graph(model)
     unseen = [q.name for q in find_layers(model, FakeQuant) if q.range() is None]
     if unseen:
@@ -40,7 +60,9 @@ def export_graph(model, *, batch_size=None):
             f"have no range ({unseen[0]!r}, ...). Pass `calibration_data` to "
             "`quantize_aware`, or `fit` the model first."
         )
-    return rewrite(graph, _Export(graph), batch_size=batch_size, dtype="float32")
+    visitor = _Export(graph)
+    plain = rewrite(graph, visitor, batch_size=batch_size, dtype="float32")
+    return plain, visitor.weights
 
 
 class _Export:
@@ -49,51 +71,108 @@ class _Export:
     def __init__(self, graph):
         self.graph = graph
         self.layers = {}
+        self.weights = []
 
     def __call__(self, call, clone, args, kwargs):
         operation = call.operation
         if isinstance(operation, FakeQuant):
-            return self._constant(operation)(args[0])
+            return self._constant(call, args[0])
         if isinstance(operation, TransformWeights):
-            return self._kernel(call)(*args, **kwargs)
+            outputs = self._kernel(call)(*args, **kwargs)
+            return self._as_operand(call, outputs)
         if isinstance(operation, keras.layers.BatchNormalization):
-            return args[0]
+            if self._folds(call):
+                return args[0]
+            return self._affine(operation, *_scale_and_shift(operation))(args[0])
+        if isinstance(operation, Affine):
+            values = [None if v is None else v.numpy() for v in _weights(operation)]
+            return self._affine(operation, *values)(args[0])
         return clone(operation)(*args, **kwargs)
 
-    def _constant(self, quantizer):
-        low, high = quantizer.range()
+    def _constant(self, call, x):
+        low, high = call.operation.range()
         if high - low < _SMALLEST_RANGE:
             high = low + _SMALLEST_RANGE
         # One layer a call: a converter sees no shared layers, only names.
-        return ConstantFakeQuant(low, high, quantizer.bits)
+        rounded = ConstantFakeQuant(low, high, call.operation.bits)
+        producer = self.graph.producer(call.input_tensors[0])
+        if producer is None or not isinstance(producer.operation, FakeQuant):
+            return rounded(x)
+        # The converter drops one of two roundings in a row; with an axis in between
+        # that comes and goes it converts from one scale to the other.
+        return keras.ops.squeeze(rounded(keras.ops.expand_dims(x, 1)), 1)
 
     def _kernel(self, call):
         normalization = self._normalization(call)
-        key = id(call.operation), id(normalization)
+        wrapper = call.operation
+        if isinstance(wrapper.layer, NormalizedKernel):
+            normalization = wrapper.layer.normalization
+        key = id(wrapper), id(normalization)
         if key not in self.layers:
-            self.layers[key] = (
-                effective_layer(call.operation, dtype="float32")
-                if normalization is None
-                else fold(call.operation, normalization, name=self._name(call))
-            )
+            if normalization is None:
+                layer, factor = _unfolded(wrapper), None
+            else:
+                layer = fold(wrapper, normalization, name=self._name(call))
+                factor = _scale_and_shift(normalization)[0]
+                factor = factor.reshape(_channel_shape(layer))
+            self.layers[key] = layer
+            self.weights += exported_weights(wrapper, layer, factor)
         return self.layers[key]
+
+    def _as_operand(self, call, outputs):
+        """Rounds a weight that is an operand, as the converter would not by itself."""
+        wrapper = call.operation
+        if not isinstance(wrapper.layer, Parameter):
+            return outputs
+        layer = self.layers[id(wrapper), id(None)]
+        (weight,) = exported_weights(wrapper, layer)
+        limit = max(float(np.abs(weight.values).max()), _SMALLEST_RANGE)
+        scale = limit / 127
+        if weight.step is not None and 2 <= weight.bits <= 8 and weight.step.max() > 0:
+            scale = float(weight.step.max()) / spread(weight.bits)
+        return ConstantFakeQuant(-128 * scale, 127 * scale)(outputs)
+
+    def _affine(self, operation, scale, shift):
+        """One depthwise convolution, the same at each call of a shared layer."""
+        if id(operation) not in self.layers:
+            layer = Affine(
+                use_scale=scale is not None,
+                use_shift=shift is not None,
+                as_convolution=True,
+                name=operation.name,
+                dtype="float32",
+            )
+            shift = None if shift is None else told_apart(shift)
+            values = [v for v in (scale, shift) if v is not None]
+            layer.build((None, len(values[0])))
+            layer.set_weights(values)
+            self.layers[id(operation)] = layer
+        return self.layers[id(operation)]
 
     def _name(self, call):
         """The kernel's own name; numbered where it folds more than once."""
-        name = call.operation.layer.name
-        earlier = sum(operation == id(call.operation) for operation, _ in self.layers)
+        name = call.operation.name
+        earlier = sum(
+            key[0] == id(call.operation) for key in self.layers if type(key) is tuple
+        )
         return name if not earlier else f"{name}_folded_{earlier + 1}"
 
     def _normalization(self, call):
         following = self.graph.only_consumer(call.outputs[0])
-        if following is None:
+        if following is None or not self._folds(following):
             return None
-        operation = following.operation
-        return (
-            operation
-            if isinstance(operation, keras.layers.BatchNormalization)
-            else None
-        )
+        return following.operation
+
+    def _folds(self, call):
+        """Whether the call is a batch normalization that a kernel takes in."""
+        if not isinstance(call.operation, keras.layers.BatchNormalization):
+            return False
+        producer = self.graph.producer(call.input_tensors[0])
+        return producer is not None and isinstance(producer.operation, TransformWeights)
+
+
+def _weights(affine):
+    return affine.scale, affine.shift
 
 
 def fold(wrapper, normalization, *, name=None):
@@ -115,21 +194,42 @@ def fold(wrapper, normalization, *, name=None):
         Jacob et al., 2017, eq. 14. arXiv:1712.05877
     """
     source = effective_layer(wrapper, dtype="float32")
+    if isinstance(source, NormalizedKernel):
+        source = source.layer
     layer = type(source).from_config(
         source.get_config() | {"use_bias": True, "name": name or source.name}
     )
     layer.build_from_config(source.get_build_config())
     kernel = source.kernel.numpy()
     bias = source.bias.numpy() if source.use_bias else 0.0
-    scale, shift = _affine(normalization)
-    channels = layer.bias.shape[0]
-    per_channel = scale.reshape(_channel_shape(kernel.shape, channels))
-    layer.kernel.assign(kernel * per_channel)
-    layer.bias.assign(bias * scale + shift)
+    scale, shift = _scale_and_shift(normalization)
+    layer.kernel.assign(kernel * scale.reshape(_channel_shape(layer)))
+    layer.bias.assign(told_apart(bias * scale + shift))
     return layer
 
 
-def _affine(normalization):
+def _unfolded(wrapper):
+    layer = effective_layer(wrapper, dtype="float32")
+    if getattr(layer, "bias", None) is not None:
+        layer.bias.assign(told_apart(layer.bias.numpy()))
+    return layer
+
+
+def told_apart(bias):
+    """A bias that is not one number throughout, unless that is 0.
+
+    TFLite's converter keeps such a constant as a single number and rounds it with the
+    step of the first channel alone, while the runtime multiplies by each channel's: a
+    bias of 0.1 everywhere became 0.1, 0.057, ... One value that is the next float32
+    makes it write them all.
+    """
+    bias = np.array(bias, "float32")
+    if bias.size > 1 and bias[0] != 0 and (bias == bias[0]).all():
+        bias[0] = np.nextafter(bias[0], np.float32(0))
+    return bias
+
+
+def _scale_and_shift(normalization):
     """Batch normalization at inference as `scale * x + shift`, float64 arrays."""
     variance = normalization.moving_variance.numpy().astype("float64")
     scale = 1.0 / np.sqrt(variance + normalization.epsilon)
@@ -141,6 +241,11 @@ def _affine(normalization):
     return scale, shift
 
 
-def _channel_shape(kernel_shape, channels):
-    """`(out,)`, or `(in, multiplier)` for the kernel of a depthwise convolution."""
-    return (channels,) if kernel_shape[-1] == channels else kernel_shape[-2:]
+def _channel_shape(layer):
+    """Shape in which a factor for each channel multiplies the kernel."""
+    shape = layer.kernel.shape
+    if isinstance(layer, TRANSPOSED):
+        return (shape[-2], 1)
+    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
+        return shape[-2:]
+    return (shape[-1],)

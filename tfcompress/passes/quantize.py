@@ -10,41 +10,66 @@ Example:
 """
 
 import keras
-import tensorflow as tf
 
-from tfcompress.checks import batches, check_model
+from tfcompress.checks import check_model
 from tfcompress.graph import (
     Graph,
-    activation_name,
     built_copy,
     find_layers,
     flatten,
+    functional,
     rewrite,
 )
-from tfcompress.layers import FakeQuant, FakeQuantizeWeight, KeepZeros, TransformWeights
+from tfcompress.layers import (
+    FakeQuant,
+    FoldedFakeQuantizeWeight,
+    FusedBatchNormalization,
+    KeepZeros,
+    NormalizedKernel,
+    TransformWeights,
+)
 from tfcompress.numerics import masks
-from tfcompress.passes import quantize_rules as rules
+from tfcompress.passes import quantize_rules as table
+from tfcompress.passes.calibration import calibrate
 from tfcompress.passes.distill import Distiller
-from tfcompress.passes.ranges import RangeGroups, ends_linear, fused
-from tfcompress.progress import tracked
+from tfcompress.passes.lowering import functional_form, lower
+from tfcompress.passes.quantization_config import resolved
+from tfcompress.passes.ranges import RangeGroups, folds, is_float, over_last_axis
+from tfcompress.selection import matches, select
 
-CONFIGS = ("int8",)
 
+def quantize_aware(
+    model,
+    config="int8",
+    *,
+    calibration_data=None,
+    rules=(),
+    allow_float=(),
+    preserve=("zeros",),
+):
+    """Returns a copy of `model` that trains with the rounding of an integer file.
 
-def quantize_aware(model, config="int8", *, calibration_data=None, preserve=("zeros",)):
-    """Returns a copy of `model` that trains with the rounding of an int8 file.
-
+    Layers that TFLite has no integer form of are rewritten into operations that have
+    one (attention, normalization, recurrent layers step by step, subclassed models).
     Weights are rounded per output channel with symmetric scales, activations per
     tensor; batch normalization that follows a kernel keeps learning and is folded at
     export, where it commutes with the rounding. Compile the result and `fit` it as
     ever; a few epochs at a tenth of the learning rate are usual.
 
     Args:
-        model: Built functional or Sequential `keras.Model`. It is not changed.
-        config: `"int8"`: weights and activations in 8 bits.
+        model: Built `keras.Model`. It is not changed. A subclassed one needs a
+            `get_config`, and a `call` of Keras layers and `keras.ops`.
+        config: `"int8"`; `"int8_per_tensor"` (one scale a weight, for old readers);
+            `"int16x8"` (activations in 16 bits); `"int4_weights"`; or a
+            `tfc.QuantizationConfig`.
         calibration_data: Examples (arrays, a batched `tf.data.Dataset`, or an iterable
             of batches, labels allowed) from which activation ranges start. Without
             them they start from the first training batches.
+        rules: `tfc.Rule`s on the names of layers, first match wins: settings of
+            `tfc.QuantizationConfig`, or `quantize=False` to leave a layer float.
+            Parts of a rewritten layer have its path: `"mha/mha_query"`.
+        allow_float: Patterns of layers that may stay float if they have no integer
+            form. All others raise.
         preserve: What earlier passes made and this one keeps. `("zeros",)` holds the
             zeros of pruned kernels (10 % zeros or more) at zero from here on; `()`
             lets them go.
@@ -55,7 +80,8 @@ def quantize_aware(model, config="int8", *, calibration_data=None, preserve=("ze
     Raises:
         TypeError: If `model` is no Keras 3 model.
         ValueError: If it is not built, has NaN weights, or has layers that cannot be
-            quantized (all are named), or if the calibration data do not fit.
+            quantized (all are named), if a rule matches nothing, or if the calibration
+            data do not fit.
 
     Reference:
         Jacob et al., "Quantization and Training of Neural Networks for Efficient
@@ -63,96 +89,156 @@ def quantize_aware(model, config="int8", *, calibration_data=None, preserve=("ze
         as in Krishnamoorthi, 2018, section 3. arXiv:1806.08342
     """
     check_model(model)
-    _check_options(config, preserve)
-    if isinstance(model, Distiller):
-        raise ValueError(
-            f"Model {model.name!r} is a distiller. Quantize its student, then distill "
-            "that: tfc.distill(tfc.quantize_aware(distiller.student), teacher)."
-        )
-    if find_layers(model, FakeQuant):
-        raise ValueError(
-            f"Model {model.name!r} is quantization-aware already. Train it further as "
-            "it is, or start again from `tfc.strip(model)`."
-        )
-    graph = Graph(_split_activations(flatten(model)))
-    _check_supported(graph)
-    quantized = rewrite(graph, _Quantizer(graph, preserve))
+    config = resolved(config)
+    _check_preserve(preserve)
+    _check_model_is_plain(model)
+    prepared = _Prepared(model, rules, allow_float)
+    settings = _settings(prepared, config, rules)
+    visitor = _Quantizer(prepared, config, settings, preserve)
+    quantized = rewrite(prepared.graph, visitor)
     if calibration_data is not None:
-        calibrate(quantized, calibration_data)
+        calibrate(
+            quantized,
+            calibration_data,
+            method=config.ranges,
+            percentile=config.percentile,
+        )
     return quantized
 
 
-def calibrate(model, data):
-    """Sets the activation ranges of a quantization-aware model from data.
+class _Prepared:
+    """A model of operations that can be quantized.
 
-    Ranges are the smallest and largest value seen, computed without rounding.
-
-    Args:
-        model: What `quantize_aware` returned, before training.
-        data: As `calibration_data` of `quantize_aware`.
+    Attributes:
+        graph: Its `Graph`.
+        origins: Dict from the name of an operation to the layers it is part of.
+        floats: Names of operations that stay float.
+        identities: Names of operations that are the identity at inference.
     """
-    calls = [
-        call
-        for call in Graph(model).calls
-        if isinstance(call.operation, FakeQuant)
-        and call.operation.fixed_range is None
-        and call.arguments.kwargs["site"] is not None
-    ]
-    probe = keras.Model(model.inputs, [call.input_tensors[0] for call in calls])
 
-    @tf.function(reduce_retracing=True, autograph=False)
-    def extremes(inputs):
-        values = keras.tree.flatten(probe(inputs, training=False))
-        return [(tf.reduce_min(v), tf.reduce_max(v)) for v in values]
+    def __init__(self, model, user_rules, allow_float):
+        if functional(model) is None:
+            model = functional_form(model)
+        flat = flatten(model, keep_subclassed=True)
+        names = [call.operation.name for call in Graph(flat).calls]
+        allowed = set(select(names, include=allow_float)) if allow_float else set()
+        self.floats = {n for n in names if _left_float(n, user_rules)}
+        lowered = lower(flat, keep=self.floats)
+        self.origins, self.identities = lowered.origins, lowered.identities
+        self.graph = Graph(_integer_inputs(lowered.model))
+        self.floats |= {
+            call.operation.name
+            for call in self.graph.calls
+            if _left_float(self.path(call.operation), user_rules)
+        }
+        wrong = _unsupported(self, lowered.failures)
+        self.floats |= allowed & set(wrong)
+        _check_none(wrong, self.floats, model)
 
-    lows, highs = [], []
-    checked = batches(model, data, argument="calibration_data")
-    for inputs, _ in tracked(checked, "Calibrating"):
-        found = extremes(inputs)
-        lows.append([low.numpy() for low, _ in found])
-        highs.append([high.numpy() for _, high in found])
-    for call, low, high in zip(
-        calls,
-        map(min, zip(*lows, strict=True)),
-        map(max, zip(*highs, strict=True)),
-        strict=True,
-    ):
-        call.operation.set_range(call.arguments.kwargs["site"], low, high)
+    def path(self, operation):
+        """Where an operation is: `"mha/mha_query"`, or its name."""
+        origin = self.origins.get(operation.name)
+        return operation.name if origin is None else f"{origin}/{operation.name}"
+
+
+def _left_float(path, user_rules):
+    first = next((r for r in user_rules if matches(r.match, path)), None)
+    return first is not None and first.settings.get("quantize") is False
+
+
+def _settings(prepared, config, user_rules):
+    """Dict from operation name to its `QuantizationConfig`."""
+    paths = {prepared.path(c.operation): c.operation.name for c in prepared.graph.calls}
+    chosen = select(paths, rules=user_rules)
+    found = {}
+    for path, changes in chosen.items():
+        changes = {k: v for k, v in changes.items() if k != "quantize"}
+        found[paths[path]] = config.replaced(changes) if changes else config
+        if found[paths[path]].activation_bits != config.activation_bits:
+            raise ValueError(
+                "A TFLite file has activations of one width. Set `activation_bits` in "
+                f"`config`, not by rule. Received: {changes} for {path!r}"
+            )
+    return found
 
 
 class _Quantizer:
     """The visitor that wraps kernels and puts quantizers on activations."""
 
-    def __init__(self, graph, preserve):
-        self.graph = graph
-        self.groups = RangeGroups(graph)
+    def __init__(self, prepared, config, settings, preserve):
+        self.graph = prepared.graph
+        self.floats = prepared.floats
+        self.config = config
+        self.settings = settings
+        self.groups = RangeGroups(
+            prepared.graph,
+            bits=config.activation_bits,
+            floats=prepared.floats,
+            identities=prepared.identities,
+        )
         self.preserve = preserve
         self.quantizers = {}
-        self.wrappers = {}
+        self.layers = {}
         self.rounded_inputs = {}
 
     def __call__(self, call, clone, args, kwargs):
-        operation, output = call.operation, call.outputs[0]
-        args, kwargs = self._round_inputs(call, args, kwargs)
-        if isinstance(operation, tuple(rules.KERNELS)):
-            result = self._wrapped(operation)(*args, **kwargs)
+        if call.operation.name in self.floats:
+            result = clone(call.operation)(*args, **kwargs)
         else:
-            result = clone(operation)(*args, **kwargs)
-        if id(output) in self.groups.sites:
-            return self._quantize(output, result, self.groups.sites[id(output)])
-        if isinstance(operation, rules.SAME_SCALE):
-            return self._quantize(output, result, None)
-        return result
+            args, kwargs = self._round_inputs(call, args, kwargs)
+            result = self._operation(call, clone)(*args, **kwargs)
+        return [
+            self._rounded(call, old, new)
+            for old, new in zip(call.outputs, keras.tree.flatten(result), strict=True)
+        ]
+
+    def _operation(self, call, clone):
+        """What computes the call in the new model."""
+        operation = call.operation
+        if isinstance(operation, table.NORMALIZATIONS):
+            if self._joins_kernel(call):
+                return lambda x, **kwargs: x
+            return self._once(operation, _fused)
+        if isinstance(operation, tuple(table.KERNELS)):
+            following = self.graph.only_consumer(call.outputs[0])
+            if following is not None and self._joins_kernel(following):
+                return self._wrapped(call, following.operation)
+            return self._wrapped(call)
+        return clone(operation)
+
+    def _joins_kernel(self, call):
+        """Whether batch normalization joins its kernel, for one scale a weight."""
+        if not folds(self.graph, call) or call.operation.name in self.floats:
+            return False
+        kernel = self.graph.producer(call.input_tensors[0]).operation
+        settings = self.settings[kernel.name]
+        return not settings.per_channel and settings.weights == "max"
+
+    def _rounded(self, call, old, new):
+        if id(old) in self.groups.sites:
+            return self._quantize(old, new, self.groups.sites[id(old)])
+        if is_float(old) and self.groups.rounded(call):
+            return self._quantize(old, new, None)
+        return new
 
     def _round_inputs(self, call, args, kwargs):
-        """Rounds model inputs where they are read, each once."""
+        """Rounds model inputs, each once, and what a join gives another scale."""
         for old in call.input_tensors:
-            if any(old is t for t in self.graph.inputs):
-                new = _argument(call, old, args, kwargs)
+            new = _argument(call, old, args, kwargs)
+            rounded = new
+            if (
+                any(old is t for t in self.graph.inputs)
+                and id(old) in self.groups.sites
+            ):
                 if id(old) not in self.rounded_inputs:
-                    rounded = self._quantize(old, new, self.groups.sites[id(old)])
-                    self.rounded_inputs[id(old)] = rounded
-                args, kwargs = _swap((args, kwargs), new, self.rounded_inputs[id(old)])
+                    site = self.groups.sites[id(old)]
+                    self.rounded_inputs[id(old)] = self._quantize(old, new, site)
+                rounded = self.rounded_inputs[id(old)]
+            site = self.groups.joined.get((id(call), id(old)))
+            if site is not None:
+                rounded = self._quantize(call.outputs[0], rounded, site)
+            if rounded is not new:
+                args, kwargs = _swap((args, kwargs), new, rounded)
         return args, kwargs
 
     def _quantize(self, tensor, value, site):
@@ -160,8 +246,12 @@ class _Quantizer:
         if group not in self.quantizers:
             fixed = self.groups.fixed_range(tensor)
             self.quantizers[group] = FakeQuant(
+                self.config.activation_bits,
                 sites=self.groups.site_count(tensor),
+                momentum=self.config.momentum,
                 fixed_range=fixed,
+                symmetric=self.config.symmetric_activations,
+                power_of_two=self.config.power_of_two,
                 in_training=not (fixed and self._is_result(group)),
                 name=f"{self.groups.name(tensor)}_quant",
             )
@@ -170,19 +260,61 @@ class _Quantizer:
     def _is_result(self, group):
         return any(self.groups.group(t) == group for t in self.graph.outputs)
 
-    def _wrapped(self, operation):
-        if id(operation) not in self.wrappers:
-            name, axes = rules.KERNELS[type(operation)]
+    def _once(self, operation, make):
+        if id(operation) not in self.layers:
+            self.layers[id(operation)] = make(operation)
+        return self.layers[id(operation)]
+
+    def _wrapped(self, call, normalization=None):
+        def wrap(operation):
+            name, axes = table.KERNELS[type(operation)]
+            settings = self.settings[operation.name]
             layer = built_copy(operation)
-            chain = [FakeQuantizeWeight(bits=8, axes=axes)]
+            chain = [settings.weight_transform(axes)]
+            if normalization is not None:
+                layer = NormalizedKernel(layer, _fused(normalization))
+                chain = [
+                    FoldedFakeQuantizeWeight(
+                        bits=settings.weight_bits,
+                        channel_axes=axes,
+                        epsilon=normalization.epsilon,
+                        gamma="gamma" if normalization.scale else None,
+                    )
+                ]
             weight = next(v for v in layer.weights if v.name == name)
-            if (
-                "zeros" in self.preserve
-                and masks.kept_zeros(weight.numpy()) is not None
-            ):
+            zeros = masks.kept_zeros(weight.numpy()) is not None
+            if "zeros" in self.preserve and zeros:
                 chain.insert(0, KeepZeros())
-            self.wrappers[id(operation)] = TransformWeights(layer, {name: chain})
-        return self.wrappers[id(operation)]
+            return TransformWeights(layer, {name: chain})
+
+        return self._once(call.operation, wrap)
+
+
+def _fused(operation):
+    """A copy of batch normalization that runs as one kernel."""
+    return built_copy(operation, into=FusedBatchNormalization)
+
+
+def _integer_inputs(model):
+    """Lets inputs that only index a table be integers: 8 bits are too few for them."""
+    graph = Graph(model)
+    indices = {
+        tensor.name: "int32"
+        for tensor in graph.inputs
+        if is_float(tensor)
+        and graph.consumers(tensor)
+        and all(
+            isinstance(c.operation, keras.layers.Embedding)
+            for c in graph.consumers(tensor)
+        )
+    }
+    if not indices:
+        return model
+    return rewrite(
+        graph,
+        lambda call, clone, args, kwargs: clone(call.operation)(*args, **kwargs),
+        input_dtypes=indices,
+    )
 
 
 def _argument(call, old, args, kwargs):
@@ -196,96 +328,75 @@ def _swap(structure, old, new):
     return keras.tree.map_structure(lambda t: new if t is old else t, structure)
 
 
-def _split_activations(model):
-    """Makes activations that TFLite does not fuse layers of their own."""
-    graph = Graph(model)
-    if not any(_splits(call.operation) for call in graph.calls):
-        return model
-    parts = {}
-
-    def visit(call, clone, args, kwargs):
-        operation = call.operation
-        if not _splits(operation):
-            return clone(operation)(*args, **kwargs)
-        if id(operation) not in parts:
-            parts[id(operation)] = (
-                built_copy(operation, activation="linear"),
-                _activation_layer(operation),
-            )
-        linear, activation = parts[id(operation)]
-        return activation(linear(*args, **kwargs))
-
-    return rewrite(graph, visit)
-
-
-def _activation_layer(operation):
-    function = operation.activation
-    if isinstance(function, keras.layers.Layer):
-        return type(function).from_config(function.get_config())
-    name = f"{operation.name}_{activation_name(operation)}"
-    return keras.layers.Activation(function, name=name)
-
-
-def _splits(operation):
-    return (
-        isinstance(operation, rules.CONVOLUTIONS)
-        and activation_name(operation) not in rules.FUSED_ACTIVATIONS
-    )
-
-
-def _check_options(config, preserve):
-    if config not in CONFIGS:
-        raise ValueError(
-            f"`config` must be one of {CONFIGS}. Received: config={config!r}"
-        )
+def _check_preserve(preserve):
     if set(preserve) - {"zeros"}:
         raise ValueError(
             f"`preserve` may hold 'zeros' or nothing. Received: preserve={preserve!r}"
         )
 
 
-def _check_supported(graph):
-    wrong = []
-    for call in graph.calls:
-        operation = call.operation
-        if isinstance(operation, keras.layers.BatchNormalization):
-            if not _folds(graph, call):
-                wrong.append(
-                    f"{_describe(operation)}: must directly follow a convolution or "
-                    "Dense without activation, which nothing else reads"
-                )
-        elif not rules.supported(operation):
-            wrong.append(_describe(operation))
-    wrong += [
-        f"{_describe(graph.producer(tensor).operation)}: TFLite prescribes its scale, "
-        f"which {join.operation.name!r} would have to share; concatenate before it"
-        for join, tensor in RangeGroups(graph).conflicts
-    ]
-    wrong += [
-        f"input {t.name!r} of type {t.dtype}"
-        for t in graph.inputs
-        if not keras.backend.is_float_dtype(t.dtype)
-    ]
-    if wrong:
+def _check_model_is_plain(model):
+    if isinstance(model, Distiller):
         raise ValueError(
-            f"Cannot quantize {len(wrong)} layer(s) of model {graph.model.name!r}:\n  "
-            + "\n  ".join(dict.fromkeys(wrong))
-            + f"\nSupported: {', '.join(rules.supported_names())}."
+            f"Model {model.name!r} is a distiller. Quantize its student, then distill "
+            "that: tfc.distill(tfc.quantize_aware(distiller.student), teacher)."
+        )
+    if find_layers(model, FakeQuant):
+        raise ValueError(
+            f"Model {model.name!r} is quantization-aware already. Train it further as "
+            "it is, or start again from `tfc.strip(model)`."
         )
 
 
-def _folds(graph, call):
-    producer = graph.producer(call.input_tensors[0])
-    rank = len(call.input_tensors[0].shape)
-    return (
-        producer is not None
-        and ends_linear(producer.operation)
-        and fused(graph, producer)
-        and call.operation.axis in (-1, rank - 1)
+def _unsupported(prepared, failures):
+    """Dict from the name of each operation that has no integer form to the reason."""
+    wrong = {}
+    for call in prepared.graph.calls:
+        operation = call.operation
+        if operation.name in prepared.floats | prepared.identities:
+            continue
+        if isinstance(operation, table.NORMALIZATIONS):
+            if not over_last_axis(call):
+                wrong[operation.name] = (
+                    f"{_describe(operation)}: normalizes axis {operation.axis}; TFLite "
+                    "has channels last"
+                )
+        elif _reads_mask(call):
+            wrong[operation.name] = (
+                f"{_describe(operation)}: reads a mask (of an Embedding with mask_zero "
+                "or a Masking layer), which no integer form passes on; pad with zeros "
+                "and leave the mask out, or pass it to attention as `attention_mask`"
+            )
+        elif not table.known(operation):
+            reason = failures.get(operation.name)
+            wrong[operation.name] = _describe(operation) + (
+                f": {reason}" if reason else ""
+            )
+    return wrong
+
+
+def _reads_mask(call):
+    """Whether Keras hands the layer a mask that an earlier layer made."""
+    takes = getattr(call.operation, "_call_has_mask_arg", False) or isinstance(
+        call.operation, keras.layers.RNN
+    )
+    return takes and any(
+        getattr(t, "_keras_mask", None) is not None for t in call.input_tensors
     )
 
 
+def _check_none(wrong, allowed, model):
+    left = [reason for name, reason in wrong.items() if name not in allowed]
+    if left:
+        raise ValueError(
+            f"Cannot quantize {len(left)} layer(s) of model {model.name!r}:\n  "
+            + "\n  ".join(left)
+            + "\nTo leave them float, pass allow_float=[<patterns of their names>]; "
+            "the file then holds float operations there."
+        )
+
+
 def _describe(operation):
-    name = rules.activation(operation)
+    name = table.activation(operation)
     kind = f"activation {name!r}" if name else type(operation).__name__
     return f"{operation.name!r} ({kind})"

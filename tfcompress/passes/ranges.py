@@ -12,27 +12,38 @@ import keras
 from tfcompress.passes import quantize_rules as rules
 
 
+def is_float(tensor):
+    """Whether a tensor holds real numbers, which are quantized."""
+    return keras.backend.is_float_dtype(tensor.dtype)
+
+
 class RangeGroups:
     """Groups of tensors that have one scale, by union-find over the edges.
 
     Args:
-        graph: `Graph` of a model in which activations other than ReLU are layers.
+        graph: `Graph` of a model of operations that `quantize_rules` knows.
+        bits: Width of activations.
+        floats: Names of operations that stay float.
+        identities: Names of operations that are the identity at inference.
 
     Attributes:
         sites: Dict from the id of a tensor that is observed to its number within its
             group.
-        conflicts: Pairs of a join and an input of it that cannot share its scale,
-            because TFLite prescribes another.
+        joined: Dict from `(id of a call, id of a tensor)` to the site at which a join
+            rounds an input again, because TFLite prescribes another scale for it.
     """
 
-    def __init__(self, graph):
+    def __init__(self, graph, *, bits=8, floats=(), identities=()):
         self.graph = graph
+        self.bits = bits
+        self.floats = set(floats)
+        self.identities = set(identities)
         self._parent = {}
         self._fixed = {}
         self._names = {}
         self._calls = {}
         self.sites = {}
-        self.conflicts = []
+        self.joined = {}
         for tensor in graph.inputs:
             self._add(tensor, tensor.name)
         for call in graph.calls:
@@ -46,24 +57,36 @@ class RangeGroups:
         self._names[id(tensor)] = name if count == 1 else f"{name}_call{count}"
 
     def _visit(self, call):
-        operation, output = call.operation, call.outputs[0]
-        self._add(output, operation.name)
-        if isinstance(operation, (*rules.PASS_THROUGH, *rules.SAME_SCALE)):
-            self._unite(call.input_tensors[0], output)
-        elif isinstance(operation, rules.JOINS):
-            for tensor in call.input_tensors:
-                if self.fixed_range(tensor) is None:
-                    self._unite(output, tensor)
-                else:
-                    self.conflicts.append((call, tensor))
-        else:
-            fixed = rules.ACTIVATIONS.get(rules.activation(operation))
-            if fixed is not None:
-                self._fixed[id(output)] = fixed
+        operation = call.operation
+        for tensor in call.outputs:
+            self._add(tensor, operation.name)
+        outputs = [t for t in call.outputs if is_float(t)]
+        inputs = [t for t in call.input_tensors if is_float(t)]
+        if not outputs or self.stays_float(call):
+            return
+        if self._shares(operation) and inputs:
+            first = inputs[0] if not rules.joins(operation) else outputs[0]
+            for tensor in (*inputs, *outputs):
+                prescribed = self.fixed_range(tensor) is not None
+                if rules.joins(operation) and prescribed:
+                    self.joined[id(call), id(tensor)] = None
+                elif self.group(tensor) != self.group(first):
+                    self._unite(first, tensor)
+            return
+        fixed = rules.prescribed_range(rules.activation(operation), self.bits)
+        if fixed is not None:
+            self._fixed.update((id(t), fixed) for t in outputs)
+
+    def _shares(self, operation):
+        return operation.name in self.identities or rules.shares_scale(operation)
 
     def _unite(self, first, second):
         """Makes one group of two, which `first` names."""
         self._parent[self.group(second)] = self.group(first)
+
+    def stays_float(self, call):
+        """Whether the operation was asked to stay float."""
+        return call.operation.name in self.floats
 
     def group(self, tensor):
         """Identifies the group of a tensor."""
@@ -81,12 +104,30 @@ class RangeGroups:
         """Name of the group: the operation that begins it, and which call of it."""
         return self._names[self.group(tensor)]
 
+    def rounded(self, call):
+        """Whether the outputs are rounded to a grid that they share with the input."""
+        operation = call.operation
+        if operation.name in self.identities or self.stays_float(call):
+            return False
+        if rules.joins(operation):
+            # A constant among the inputs is not on the grid yet.
+            return has_constants(call)
+        return rules.keeps_scale(operation)
+
     def _number_sites(self):
         counts = {}
-        for tensor in self._observed():
+
+        def number(tensor):
             group = self.group(tensor)
-            self.sites[id(tensor)] = counts.get(group, 0)
             counts[group] = counts.get(group, 0) + 1
+            return counts[group] - 1
+
+        for tensor in self._observed():
+            self.sites[id(tensor)] = number(tensor)
+        for call in self.graph.calls:
+            for tensor in call.input_tensors:
+                if (id(call), id(tensor)) in self.joined:
+                    self.joined[id(call), id(tensor)] = number(call.outputs[0])
         self._counts = counts
 
     def site_count(self, tensor):
@@ -95,30 +136,86 @@ class RangeGroups:
 
     def _observed(self):
         """Tensors whose values are computed here and end on a grid of their own."""
-        yield from self.graph.inputs
-        follows = (*rules.PASS_THROUGH, *rules.SAME_SCALE, *rules.JOINS)
+        for tensor in self.graph.inputs:
+            if is_float(tensor) and self._read_as_integers(tensor):
+                yield tensor
         for call in self.graph.calls:
-            if not isinstance(call.operation, follows) and not fused(self.graph, call):
-                yield call.outputs[0]
+            for tensor in filter(is_float, call.outputs):
+                if self._ends_here(call, tensor):
+                    yield tensor
+
+    def _read_as_integers(self, tensor):
+        return any(not self.stays_float(c) for c in self.graph.consumers(tensor))
+
+    def _ends_here(self, call, tensor):
+        if self.stays_float(call):
+            return self._read_as_integers(tensor)
+        if self._shares(call.operation) and any(map(is_float, call.input_tensors)):
+            return rules.joins(call.operation) and has_constants(call)
+        return not is_weight(call.operation) and not fused(
+            self.graph, call, self.floats
+        )
 
 
-def fused(graph, call):
+def has_constants(call):
+    """Whether an operand of the call is a number or array rather than a tensor."""
+    flat = keras.tree.flatten((call.arguments.args, call.arguments.kwargs))
+    numbers = [v for v in flat if not isinstance(v, (keras.KerasTensor, str, bool))]
+    if isinstance(call.operation, keras.layers.Layer):
+        return False
+    return any(v is not None for v in numbers)
+
+
+def is_weight(operation):
+    """Whether it only hands a weight to the graph, rounded by a transform."""
+    return isinstance(operation, rules.Parameter)
+
+
+def fused(graph, call, floats=()):
     """Whether the output of a call stays inside a fused TFLite operation.
 
     That is so between a kernel, its batch normalization and its ReLU, and between an
     addition and its ReLU, where nothing else reads the tensor.
     """
     following = graph.only_consumer(call.outputs[0])
-    if following is None:
+    if following is None or {call.operation.name, following.operation.name} & set(
+        floats
+    ):
         return False
     before, after = call.operation, following.operation
-    normalizes = isinstance(after, keras.layers.BatchNormalization)
     is_relu = rules.activation(after) in ("relu", "relu6")
     if ends_linear(before):
-        return normalizes or is_relu
+        return folds(graph, following) or (
+            is_relu and not isinstance(before, rules.TRANSPOSED)
+        )
+    if isinstance(before, rules.NORMALIZATIONS) and folds(graph, call):
+        root = graph.producer(call.input_tensors[0]).operation
+        return is_relu and not isinstance(root, rules.TRANSPOSED)
     return is_relu and (
-        rules.is_addition(before) or isinstance(before, keras.layers.BatchNormalization)
+        rules.is_addition(before)
+        or isinstance(before, (rules.Affine, *rules.NORMALIZATIONS))
     )
+
+
+def folds(graph, call):
+    """Whether the call is a batch normalization that folds into the kernel before."""
+    operation = call.operation
+    if not isinstance(operation, rules.NORMALIZATIONS):
+        return False
+    tensor = call.input_tensors[0]
+    producer = graph.producer(tensor)
+    return (
+        producer is not None
+        and ends_linear(producer.operation)
+        and graph.only_consumer(tensor) is call
+        and over_last_axis(call)
+    )
+
+
+def over_last_axis(call):
+    """Whether a batch normalization keeps the last axis."""
+    rank = len(call.input_tensors[0].shape)
+    return call.operation.axis in (-1, rank - 1)
 
 
 def ends_linear(operation):

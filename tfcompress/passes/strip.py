@@ -6,9 +6,18 @@ Example:
     ```
 """
 
+import keras
+
 from tfcompress.checks import check_model
 from tfcompress.graph import Graph, built_copy, find_layers, flatten, rewrite
-from tfcompress.layers import ConstantFakeQuant, FakeQuant, TransformWeights
+from tfcompress.layers import (
+    ConstantFakeQuant,
+    FakeQuant,
+    FusedBatchNormalization,
+    NormalizedKernel,
+    TransformWeights,
+    find_weight,
+)
 from tfcompress.passes.distill import Distiller
 
 
@@ -51,8 +60,24 @@ class _Strip:
         if isinstance(operation, TransformWeights):
             if id(operation) not in self.plain:
                 self.plain[id(operation)] = effective_layer(operation)
-            return self.plain[id(operation)](*args, **kwargs)
+            plain = self.plain[id(operation)]
+            if isinstance(plain, NormalizedKernel):
+                return self._normalized(plain)(*args, **kwargs)
+            return plain(*args, **kwargs)
+        if isinstance(operation, FusedBatchNormalization):
+            return self._normalization(operation)(*args, **kwargs)
         return clone(operation)(*args, **kwargs)
+
+    def _normalized(self, pair):
+        normalization = self._normalization(pair.normalization)
+        return lambda x, **kwargs: normalization(pair.layer(x), **kwargs)
+
+    def _normalization(self, fused):
+        if id(fused) not in self.plain:
+            self.plain[id(fused)] = built_copy(
+                fused, into=keras.layers.BatchNormalization
+            )
+        return self.plain[id(fused)]
 
 
 def effective_layer(wrapper, **changes):
@@ -63,8 +88,6 @@ def effective_layer(wrapper, **changes):
         **changes: Entries of the layer's config to replace.
     """
     layer = built_copy(wrapper.layer, **changes)
-    effective = wrapper.effective_weights()
-    for variable in layer.weights:
-        if variable.name in effective:
-            variable.assign(effective[variable.name])
+    for name, value in wrapper.effective_weights().items():
+        find_weight(layer, name).assign(value)
     return layer

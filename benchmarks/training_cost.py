@@ -1,0 +1,208 @@
+"""Prints what a quantization-aware training step costs, against plain `fit`.
+
+One process, the two models alternating epoch by epoch, medians of the ratio within a
+round. Peak memory of each comes from a process of its own. TFMOT is measured in its own
+process, on tf_keras, against a plain tf_keras fit of the same network.
+
+Usage:
+    python benchmarks/training_cost.py --rounds=9
+    python benchmarks/training_cost.py --only=resnet8 --skip_tfmot
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+NETWORKS = ("resnet8", "mobilenetv2", "transformer")
+
+
+def resnet8(layers, keras):
+    """MLPerf Tiny's ResNet-8 on 32x32 images (Banbury et al., 2021)."""
+    inputs = keras.Input((32, 32, 3))
+
+    def conv(x, filters, size, strides=1):
+        x = layers.Conv2D(filters, size, strides=strides, padding="same")(x)
+        return layers.BatchNormalization()(x)
+
+    x = layers.Activation("relu")(conv(inputs, 16, 3))
+    for filters, strides in ((16, 1), (32, 2), (64, 2)):
+        y = layers.Activation("relu")(conv(x, filters, 3, strides))
+        y = conv(y, filters, 3)
+        if strides > 1:
+            x = layers.Conv2D(filters, 1, strides=strides, padding="same")(x)
+        x = layers.Activation("relu")(layers.Add()([x, y]))
+    x = layers.Flatten()(layers.AveragePooling2D(8)(x))
+    outputs = layers.Dense(10, activation="softmax")(x)
+    return keras.Model(inputs, outputs)
+
+
+def mobilenetv2(layers, keras):
+    """MobileNetV2, 96 px."""
+    return keras.applications.MobileNetV2(
+        weights=None, input_shape=(96, 96, 3), classes=10
+    )
+
+
+def transformer(layers, keras, *, length=64, width=128, heads=4, blocks=2):
+    """Two pre-norm encoder blocks over a sequence of vectors."""
+    inputs = keras.Input((length, 32))
+    x = layers.Dense(width)(inputs)
+    for _ in range(blocks):
+        y = layers.LayerNormalization()(x)
+        x = layers.Add()([x, layers.MultiHeadAttention(heads, width // heads)(y, y)])
+        y = layers.LayerNormalization()(x)
+        y = layers.Dense(2 * width, activation="relu")(y)
+        x = layers.Add()([x, layers.Dense(width)(y)])
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
+    return keras.Model(inputs, layers.Dense(10, activation="softmax")(x))
+
+
+def _data(model, examples, batch):
+    import numpy as np
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(examples, *model.inputs[0].shape[1:])).astype("float32")
+    y = rng.integers(0, 10, examples)
+    # Cached tensors: what is measured is the step, not the input pipeline.
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch).cache(), x
+
+
+def _compiled(model, keras):
+    model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
+    return model
+
+
+def _alternate(models, dataset, rounds):
+    """Seconds of one epoch of each model, a list for each round."""
+    for model in models:
+        model.fit(dataset, verbose=0)
+        model.fit(dataset, verbose=0)
+    found = []
+    for number in range(rounds):
+        times = {}
+        order = list(enumerate(models))
+        for index, model in order if number % 2 else order[::-1]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            model.fit(dataset, verbose=0)
+            times[index] = (time.perf_counter() - wall, time.process_time() - cpu)
+        found.append([times[i] for i in range(len(models))])
+    return found
+
+
+def _ratios(rounds):
+    wall = [r[1][0] / r[0][0] for r in rounds]
+    cpu = [r[1][1] / r[0][1] for r in rounds]
+    return {
+        "wall": statistics.median(wall),
+        "wall_range": [min(wall), max(wall)],
+        "cpu": statistics.median(cpu),
+        "plain_seconds": statistics.median(r[0][0] for r in rounds),
+    }
+
+
+def compare(name, rounds, steps, batch):
+    """Our quantization-aware step against plain Keras 3."""
+    import keras
+    from keras import layers
+
+    import tfcompress as tfc
+
+    make = globals()[name]
+    plain = make(layers, keras)
+    dataset, x = _data(plain, steps * batch, batch)
+    qat = tfc.quantize_aware(plain, calibration_data=x[:batch])
+    models = [_compiled(plain, keras), _compiled(qat, keras)]
+    return _ratios(_alternate(models, dataset, rounds))
+
+
+def compare_tfmot(name, rounds, steps, batch):
+    """TFMOT's quantization-aware step against plain tf_keras."""
+    import tensorflow_model_optimization as mot
+    import tf_keras as keras
+
+    plain = globals()[name](keras.layers, keras)
+    dataset, _ = _data(plain, steps * batch, batch)
+    qat = mot.quantization.keras.quantize_model(plain)
+    models = [_compiled(plain, keras), _compiled(qat, keras)]
+    return _ratios(_alternate(models, dataset, rounds))
+
+
+def peak(name, which, steps, batch):
+    """Peak resident memory in MiB of building and two epochs, above the imports."""
+    import keras
+    from keras import layers
+
+    import tfcompress as tfc
+
+    model = globals()[name](layers, keras)
+    dataset, x = _data(model, steps * batch, batch)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if which == "qat":
+        model = tfc.quantize_aware(model, calibration_data=x[:batch])
+    _compiled(model, keras).fit(dataset, verbose=0, epochs=2)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"mib": (after - before) / 1024}
+
+
+def _child(**arguments):
+    command = [sys.executable, __file__, f"--child={json.dumps(arguments)}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:160]}
+    return json.loads(lines[-1])
+
+
+def _line(name, what, found, memory=""):
+    if "error" in found:
+        return f"| {name} | {what} | {found['error']} | | | |"
+    low, high = found["wall_range"]
+    return (
+        f"| {name} | {what} | {found['wall']:.2f}x ({low:.2f} to {high:.2f}) | "
+        f"{found['cpu']:.2f}x | {found['plain_seconds']:.2f} | {memory} |"
+    )
+
+
+def main():
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--skip_tfmot", action="store_true")
+    parser.add_argument("--skip_memory", action="store_true")
+    parser.add_argument("--child", default="")
+    args = parser.parse_args()
+    if args.child:
+        call = json.loads(args.child)
+        print(json.dumps(globals()[call.pop("function")](**call)))
+        return
+    print("| network | step | wall | CPU | plain epoch, s | peak memory, MiB |")
+    print("|---|---|---|---|---|---|")
+    for name in NETWORKS:
+        if args.only not in name:
+            continue
+        steps, batch = {"mobilenetv2": (6, 16)}.get(name, (20, 32))
+        size = {"steps": steps, "batch": batch}
+        found = _child(function="compare", name=name, rounds=args.rounds, **size)
+        memory = ""
+        if not args.skip_memory:
+            both = [
+                _child(function="peak", name=name, which=which, **size)
+                for which in ("plain", "qat")
+            ]
+            memory = " against ".join(f"{b.get('mib', 0):.0f}" for b in both[::-1])
+        print(_line(name, "ours / Keras 3", found, memory), flush=True)
+        if not args.skip_tfmot:
+            found = _child(
+                function="compare_tfmot", name=name, rounds=args.rounds, **size
+            )
+            print(_line(name, "TFMOT / tf_keras", found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Applies forms to a model until none applies."""
+
+import dataclasses
+
+import keras
+
+from tfcompress.graph import Graph, flatten, rewrite
+from tfcompress.passes import quantize_rules as rules
+from tfcompress.passes.lowering import (
+    activations,
+    arithmetic,
+    attention,
+    convolution,
+    normalization,
+    recurrent,
+)
+from tfcompress.passes.lowering.trace import NotTraceableError, traced
+
+_LAYERS = (
+    activations.LAYERS
+    | attention.LAYERS
+    | convolution.LAYERS
+    | normalization.LAYERS
+    | recurrent.LAYERS
+)
+_OPERATIONS = (
+    activations.OPERATIONS
+    | arithmetic.OPERATIONS
+    | attention.OPERATIONS
+    | normalization.OPERATIONS
+)
+
+
+def lower(model, *, keep=()):
+    """Rewrites a model into operations that have an integer form.
+
+    Args:
+        model: Functional or Sequential `keras.Model`; nested models are inlined.
+        keep: Names of operations to leave as they are.
+
+    Returns:
+        A `Lowered`.
+    """
+    result = Lowered(model)
+    while True:
+        graph = Graph(flatten(result.model, keep_subclassed=True))
+        result.model = graph.model
+        lowering = _Lowering(graph, set(keep), result)
+        if not any(map(lowering.has_form, graph.calls)):
+            return result
+        rewritten = rewrite(graph, lowering)
+        if not lowering.applied:
+            return result
+        result.model = rewritten
+
+
+@dataclasses.dataclass
+class Lowered:
+    """A model after `lower`.
+
+    Attributes:
+        model: Functional `keras.Model`.
+        origins: Dict from the name of each operation that a form made to the path of
+            layers it is part of (`"block/mha"`).
+        failures: Dict from the name of a layer that could not be taken apart to the
+            reason.
+        identities: Names of layers that do nothing at inference.
+    """
+
+    model: keras.Model
+    origins: dict = dataclasses.field(default_factory=dict)
+    failures: dict = dataclasses.field(default_factory=dict)
+    identities: set = dataclasses.field(default_factory=set)
+
+
+class _Lowering:
+    """The visitor that calls forms in place of operations."""
+
+    def __init__(self, graph, keep, result):
+        self.names = {call.operation.name for call in graph.calls}
+        self.keep = keep | set(result.failures) | result.identities
+        self.origins = result.origins
+        self.failures = result.failures
+        self.identities = result.identities
+        self.forms = {}
+        self.named = set()
+        self.applied = 0
+
+    def has_form(self, call):
+        operation = call.operation
+        if operation.name in self.keep:
+            return False
+        if _factory(operation) is not None:
+            return True
+        return isinstance(operation, keras.layers.Layer) and not rules.known(operation)
+
+    def __call__(self, call, clone, args, kwargs):
+        outputs = self._apply(call, args, kwargs) if self.has_form(call) else None
+        if outputs is None:
+            return clone(call.operation)(*args, **kwargs)
+        self.applied += 1
+        self._name_parts(call.operation, outputs, (args, kwargs))
+        return outputs
+
+    def _apply(self, call, args, kwargs):
+        operation = call.operation
+        if id(operation) not in self.forms:
+            self.forms[id(operation)] = self._form(operation)
+        form = self.forms[id(operation)]
+        if form is None:
+            return None
+        kwargs = {k: v for k, v in kwargs.items() if v is not None}
+        if _factory(operation) is not None:
+            kwargs.pop("training", None)
+        try:
+            outputs = form(*args, **kwargs)
+        except NotTraceableError as err:
+            self.failures[operation.name] = str(err)
+            return None
+        if args and outputs is args[0]:
+            self.identities.add(operation.name)
+            return None
+        return outputs
+
+    def _form(self, operation):
+        factory = _factory(operation)
+        if factory is not None:
+            return factory(operation)
+        try:
+            return traced(operation)
+        except (NotTraceableError, ValueError) as err:
+            self.failures[operation.name] = str(err)
+            return None
+
+    def _name_parts(self, operation, outputs, inputs):
+        """Names what a form made after the operation, each name once."""
+        stop = {id(t) for t in keras.tree.flatten(inputs)}
+        origin = self.origins.get(operation.name)
+        path = operation.name if origin is None else f"{origin}/{operation.name}"
+        # The operation goes, and leaves its name to a part of it.
+        self.names.discard(operation.name)
+        stack = list(keras.tree.flatten(outputs))
+        seen = set()
+        while stack:
+            tensor = stack.pop()
+            history = getattr(tensor, "_keras_history", None)
+            if history is None or id(tensor) in stop or id(history.operation) in seen:
+                continue
+            part = history.operation
+            seen.add(id(part))
+            stack.extend(t for node in part._inbound_nodes for t in node.input_tensors)
+            if isinstance(part, keras.layers.InputLayer) or id(part) in self.named:
+                continue
+            self.named.add(id(part))
+            self._rename(part, operation.name)
+            if part.name != operation.name:
+                self.origins[part.name] = path
+
+    def _rename(self, part, prefix):
+        if not isinstance(part, keras.layers.Layer):
+            part.name = f"{prefix}_{type(part).__name__.lower()}"
+        elif not part.name.startswith(prefix):
+            part.name = f"{prefix}_{part.name}"
+        base, number = part.name, 1
+        while part.name in self.names:
+            number += 1
+            part.name = f"{base}_{number}"
+        self.names.add(part.name)
+
+
+def _factory(operation):
+    if convolution.splits(operation):
+        return convolution.split_activation
+    if isinstance(operation, keras.layers.Layer):
+        return _LAYERS.get(type(operation))
+    return _OPERATIONS.get(type(operation).__name__)
