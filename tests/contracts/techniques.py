@@ -6,26 +6,55 @@ from networks import conv_net, image_data
 import tfcompress as tfc
 
 
-def _quantized(model):
-    return tfc.quantize_aware(model, calibration_data=image_data(32)[0])
+def _quantized(config="int8"):
+    def wrap(model):
+        return tfc.quantize_aware(
+            model, config, calibration_data=image_data(32)[0].astype("float32")
+        )
+
+    return wrap
+
+
+def _distilled(model):
+    return tfc.distill(model, conv_net(), alpha=0.9)
+
+
+def _pruning():
+    return [tfc.Pruning(0.6)]
+
+
+def _schedule():
+    # 6 steps an epoch; a run of 2 epochs sees all but the last of them.
+    return [
+        tfc.QuantizationSchedule(
+            start_step=3,
+            freeze_ranges_step=9,
+            freeze_batch_norm_step=9,
+            bits={3: 8, 6: 6, 9: 4},
+        )
+    ]
 
 
 # Name -> (model -> model to train, () -> callbacks).
 TECHNIQUES = {
-    "pruning": (lambda model: model, lambda: [tfc.Pruning(0.6)]),
-    "quantization": (_quantized, list),
-    "distillation": (lambda model: tfc.distill(model, conv_net(), alpha=0.9), list),
-    "pruning and distillation": (
-        lambda model: tfc.distill(model, conv_net(), alpha=0.9),
-        lambda: [tfc.Pruning(0.6)],
+    "pruning": (lambda model: model, _pruning),
+    "quantization": (_quantized(), list),
+    "quantization, int4 weights": (_quantized("int4_weights"), list),
+    "quantization, learned step": (
+        _quantized(tfc.QuantizationConfig(weights="learned_step", weight_bits=4)),
+        list,
     ),
-    "all": (
-        lambda model: tfc.distill(_quantized(model), conv_net(), alpha=0.9),
-        lambda: [tfc.Pruning(0.6)],
+    "quantization, ternary": (
+        _quantized(tfc.QuantizationConfig(weights="ternary")),
+        list,
     ),
+    "quantization with a schedule": (_quantized("int4_weights"), _schedule),
+    "distillation": (_distilled, list),
+    "pruning and distillation": (_distilled, _pruning),
+    "all": (lambda model: _distilled(_quantized()(model)), _pruning),
 }
 
-# Name -> settings of `compile`.
+# Name -> settings of `compile`, and `policy`, the dtype policy to build under.
 WAYS_TO_RUN = {
     "plain": {},
     "jit": {"jit_compile": True},
@@ -33,4 +62,39 @@ WAYS_TO_RUN = {
     "moving average": {
         "optimizer": lambda: keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9)
     },
+    "mixed_float16": {"policy": "mixed_float16"},
+    "mixed_bfloat16": {"policy": "mixed_bfloat16"},
 }
+
+_VARIANTS = (
+    "quantization, int4 weights",
+    "quantization, learned step",
+    "quantization, ternary",
+    "quantization with a schedule",
+)
+# What runs by default of the slower tests, and of the variants of a technique.
+QUICK = {
+    "mixed_float16": ("quantization",),
+    "mixed_bfloat16": ("all",),
+    "plain": tuple(TECHNIQUES),
+    "saved": (*_VARIANTS[1:2], *_VARIANTS[3:]),
+    "killed": _VARIANTS[3:],
+    "two devices": _VARIANTS[3:],
+}
+
+
+def is_quick(technique, test):
+    """Whether a test, or a way to run, of a technique runs by default."""
+    if test in ("mixed_float16", "mixed_bfloat16", "two devices"):
+        return technique in QUICK[test]
+    return technique not in _VARIANTS or technique in QUICK.get(test, ())
+
+
+def check_callbacks(callbacks, history):
+    """Asserts that what callbacks promise of the logs is there."""
+    for callback in callbacks:
+        if isinstance(callback, tfc.Pruning):
+            # 0.01: whole weights of small kernels.
+            assert abs(history["sparsity"][-1] - 0.6) < 0.01
+        else:
+            assert history["weight_bits"][-1] == 4

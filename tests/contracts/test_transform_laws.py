@@ -1,5 +1,7 @@
 """The laws that every weight transform keeps: see `tfcompress.layers.transforms`."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -14,25 +16,24 @@ pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 SHAPES = [(6, 4), (3, 3, 4, 5), (2, 5, 3)]
 
 
-def _apply(transform, weight, state=None, dtype="float32"):
-    """The effective weight as a numpy array."""
-    if state is None:
-        state = transform.initial_state(np.asarray(weight))
+def _apply(case, weight, state=None, dtype="float32"):
+    """The effective weight."""
+    state = case.state_of(weight) if state is None else state
     tensors = {name: tf.convert_to_tensor(value) for name, value in state.items()}
-    return transform(tf.cast(weight, dtype), tensors)
+    return case.transform(tf.cast(weight, dtype), tensors)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shape_and_dtype_are_kept(case, shape, dtype):
-    found = _apply(case.transform, sparse(*shape), dtype=dtype)
+    found = _apply(case, sparse(*shape), dtype=dtype)
     assert (found.shape, found.dtype) == (shape, dtype)
     assert np.all(np.isfinite(tf.cast(found, "float32")))
 
 
 def test_what_it_has_nothing_to_do_with_comes_out_as_it_was(case):
     # 1e-6: a number on the grid is a whole number times a float32 scale.
-    found = _apply(case.transform, case.untouched)
+    found = _apply(case, case.untouched)
     np.testing.assert_allclose(found, case.untouched, rtol=1e-6)
 
 
@@ -40,9 +41,9 @@ def test_what_it_has_nothing_to_do_with_comes_out_as_it_was(case):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_applied_twice_with_one_state_it_is_as_if_applied_once(case, shape, weight):
     latent = weight(*shape)
-    state = case.transform.initial_state(latent)
-    once = _apply(case.transform, latent, state)
-    twice = _apply(case.transform, once, state)
+    state = case.state_of(latent)
+    once = _apply(case, latent, state)
+    twice = _apply(case, once, state)
     # 1e-6: the largest weight of a channel sets the scale, and float32 may round it.
     np.testing.assert_allclose(twice, once, rtol=1e-6)
 
@@ -50,19 +51,38 @@ def test_applied_twice_with_one_state_it_is_as_if_applied_once(case, shape, weig
 @pytest.mark.parametrize("shape", SHAPES)
 def test_zeros_stay_zeros(case, shape):
     latent = sparse(*shape)
-    found = _apply(case.transform, latent).numpy()
+    found = _apply(case, latent).numpy()
     assert np.all(found[latent == 0] == 0)
+
+
+def _gradient(case, latent, state, upstream):
+    weight = tf.Variable(latent)
+    with tf.GradientTape() as tape:
+        effective = _apply(case, weight, state)
+    return tape.gradient(effective, weight, output_gradients=upstream)
 
 
 def test_the_gradient_reaches_every_weight_that_is_not_held_at_zero(case):
     latent = dense(2000, 2000)
-    state = case.transform.initial_state(latent)
     upstream = tf.constant(latent[::-1])
-    weight = tf.Variable(latent)
-    with tf.GradientTape() as tape:
-        effective = _apply(case.transform, weight, state)
-    gradient = tape.gradient(effective, weight, output_gradients=upstream)
+    gradient = _gradient(case, latent, case.state_of(latent), upstream)
     # Straight through: not only some gradient, but the very one.
+    expected = np.where(np.abs(latent) < case.clips_beyond, upstream, 0)
+    np.testing.assert_array_equal(gradient, expected)
+
+
+@pytest.mark.parametrize("bits", [0, -1])
+def test_while_inactive_it_is_the_identity(case, bits):
+    latent = sparse(3, 3, 4, 5) * 100
+    state = case.state_of(latent)
+    if "bits" not in state:
+        pytest.skip("is always active")
+    state["bits"] = np.array(bits, "float32")
+    for dtype in ("float32", "float16"):
+        found = _apply(case, latent, state, dtype)
+        np.testing.assert_array_equal(found, latent.astype(dtype))
+    upstream = tf.constant(dense(3, 3, 4, 5))
+    gradient = _gradient(case, latent, state, upstream)
     np.testing.assert_array_equal(gradient, upstream)
 
 
@@ -75,13 +95,16 @@ def test_the_state_has_names_and_arrays_and_may_be_computed_again(case, shape):
     for name, value in state.items():
         assert isinstance(value, np.ndarray)
         np.testing.assert_array_equal(value, again[name])
+    for name in case.transform.trainable_state:
+        # Of rank 2 it would be pruned as a kernel is.
+        assert state[name].ndim <= 1 and state[name].dtype == "float32"
 
 
 def test_it_is_pure(case):
     latent = sparse(6, 4)
     config = case.transform.get_config()
     before = latent.copy()
-    first, second = (_apply(case.transform, latent) for _ in range(2))
+    first, second = (_apply(case, latent) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(latent, before)
     assert case.transform.get_config() == config
@@ -90,19 +113,19 @@ def test_it_is_pure(case):
 @pytest.mark.parametrize("jit", [False, True])
 def test_compiled_it_computes_the_same(case, jit):
     latent = sparse(3, 3, 4, 5)
-    state = case.transform.initial_state(latent)
-    compiled = tf.function(lambda w: _apply(case.transform, w, state), jit_compile=jit)
+    state = case.state_of(latent)
+    compiled = tf.function(lambda w: _apply(case, w, state), jit_compile=jit)
     # 1e-6: XLA fuses multiplications and additions, which rounds once less.
     np.testing.assert_allclose(
-        compiled(tf.constant(latent)), _apply(case.transform, latent, state), atol=1e-6
+        compiled(tf.constant(latent)), _apply(case, latent, state), atol=1e-6
     )
 
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_compiled_zeros_stay_exactly_zero(case, jit):
     latent = sparse(3, 3, 4, 5)
-    state = case.transform.initial_state(latent)
-    compiled = tf.function(lambda w: _apply(case.transform, w, state), jit_compile=jit)
+    state = case.state_of(latent)
+    compiled = tf.function(lambda w: _apply(case, w, state), jit_compile=jit)
     assert np.all(compiled(tf.constant(latent)).numpy()[latent == 0] == 0)
 
 
@@ -112,14 +135,17 @@ def test_config_round_trip(case):
     assert type(back) is type(case.transform)
     assert back.get_config() == case.transform.get_config()
     latent = sparse(6, 4)
-    np.testing.assert_array_equal(_apply(back, latent), _apply(case.transform, latent))
+    np.testing.assert_array_equal(
+        _apply(dataclasses.replace(case, transform=back), latent), _apply(case, latent)
+    )
 
 
 def _model(case, **kwargs):
     """A pruned convolution and an unpruned Dense, both transformed."""
     inputs = keras.Input((4, 4, 2), name="x")
     y = inputs
-    for layer in (layers.Conv2D(4, 3, **kwargs), layers.Dense(3, **kwargs)):
+    convolution, fully_connected = case.layers
+    for layer in (convolution(4, 3, **kwargs), fully_connected(3, **kwargs)):
         layer.build(y.shape)
         layer.kernel.assign((dense if y is not inputs else sparse)(*layer.kernel.shape))
         y = TransformWeights(layer, {"kernel": [case.transform]}, **kwargs)(y)
@@ -172,6 +198,10 @@ def test_it_trains_and_zeros_stay(case, settings):
 def test_saved_and_loaded_it_continues_as_if_never_saved(case, tmp_path):
     model = _compiled(_model(case), run_eagerly=True)
     _train(model)
+    for wrapper in _wrappers(model):
+        for state in wrapper.states["kernel"]:
+            if "bits" in state:
+                state["bits"].assign(5)  # As a schedule would.
     model.save(tmp_path / "m.keras")
     back = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
     for old, new in zip(_wrappers(model), _wrappers(back), strict=True):

@@ -59,8 +59,8 @@ def test_scale_and_shift_are_trained():
     model = keras.Sequential([keras.Input((4,)), layer])
     model.compile(keras.optimizers.SGD(0.5), "mse")
     x = _data((4,))
-    model.fit(x, 3 * x - 1, batch_size=32, epochs=25, verbose=0)
-    # 0.1: what is left of the way after 25 steps.
+    model.fit(x, 3 * x - 1, batch_size=32, epochs=100, verbose=0)
+    # 0.1: what is left of the way after 100 steps.
     np.testing.assert_allclose(layer.scale, np.full(4, 3.0), atol=0.1)
     np.testing.assert_allclose(layer.shift, np.full(4, -1.0), atol=0.1)
 
