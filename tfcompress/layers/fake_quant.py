@@ -20,6 +20,8 @@ from tfcompress.numerics import activation_range, affine
 # average and saves two passes over every activation.
 _ALL_OF_FIRST = 100
 _ONE_IN = 4
+# Calibration counts as so many: training finds other ranges soon enough.
+_CALIBRATED = 20
 # Values of one example below which no branch is built.
 _SMALL = 2048
 
@@ -151,7 +153,7 @@ class FakeQuant(keras.layers.Layer):
         for variable, value in (
             (self.low, min(float(low), 0.0)),
             (self.high, max(float(high), 0.0)),
-            (self.batches_seen, _ALL_OF_FIRST),
+            (self.batches_seen, _CALIBRATED),
         ):
             values = variable.numpy()
             values[site] = value
@@ -220,7 +222,7 @@ class ConstantFakeQuant(keras.layers.Layer):
     """
 
     def __init__(self, low, high, bits=8, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(**{"dtype": "float32", "autocast": False} | kwargs)
         self.low = low
         self.high = high
         self.bits = bits

@@ -65,6 +65,10 @@ def export_graph_and_weights(model, *, batch_size=None):
     return plain, visitor.weights
 
 
+# What is a scale and a shift for each channel at inference.
+_PER_CHANNEL = (keras.layers.BatchNormalization, Affine)
+
+
 class _Export:
     """Visitor that folds, snaps and fixes."""
 
@@ -80,12 +84,13 @@ class _Export:
         if isinstance(operation, TransformWeights):
             outputs = self._kernel(call)(*args, **kwargs)
             return self._as_operand(call, outputs)
-        if isinstance(operation, keras.layers.BatchNormalization):
+        if isinstance(operation, _PER_CHANNEL):
             if self._folds(call):
                 return args[0]
-            return self._affine(operation, *_scale_and_shift(operation))(args[0])
-        if isinstance(operation, Affine):
-            values = [None if v is None else v.numpy() for v in _weights(operation)]
+            if isinstance(operation, Affine):
+                values = [None if v is None else v.numpy() for v in _weights(operation)]
+            else:
+                values = _scale_and_shift(operation)
             return self._affine(operation, *values)(args[0])
         return clone(operation)(*args, **kwargs)
 
@@ -164,8 +169,8 @@ class _Export:
         return following.operation
 
     def _folds(self, call):
-        """Whether the call is a batch normalization that a kernel takes in."""
-        if not isinstance(call.operation, keras.layers.BatchNormalization):
+        """Whether the call is a scale and shift that a kernel takes in."""
+        if not isinstance(call.operation, _PER_CHANNEL):
             return False
         producer = self.graph.producer(call.input_tensors[0])
         return producer is not None and isinstance(producer.operation, TransformWeights)
@@ -176,7 +181,7 @@ def _weights(affine):
 
 
 def fold(wrapper, normalization, *, name=None):
-    """Folds batch normalization into a kernel whose rounding is per channel.
+    """Folds a scale and shift per channel into a kernel that is rounded per channel.
 
     `w' = w * gamma / sqrt(variance + epsilon)` scales a channel's grid along with its
     weights, so rounded weights stay rounded, and zeros stay zeros.
@@ -184,7 +189,7 @@ def fold(wrapper, normalization, *, name=None):
     Args:
         wrapper: `TransformWeights` around a Conv1D, Conv2D, DepthwiseConv2D or Dense
             without activation.
-        normalization: The BatchNormalization that follows it.
+        normalization: The BatchNormalization or `Affine` that follows it.
         name: Name of the folded layer.
 
     Returns:
@@ -193,15 +198,20 @@ def fold(wrapper, normalization, *, name=None):
     Reference:
         Jacob et al., 2017, eq. 14. arXiv:1712.05877
     """
-    source = effective_layer(wrapper, dtype="float32")
+    source = wrapper.layer
     if isinstance(source, NormalizedKernel):
         source = source.layer
+    config = source.get_config()
+    # Random numbers that are overwritten at once take most of the time.
+    cheap = {key: "zeros" for key in config if key.endswith("kernel_initializer")}
     layer = type(source).from_config(
-        source.get_config() | {"use_bias": True, "name": name or source.name}
+        config
+        | cheap
+        | {"use_bias": True, "name": name or wrapper.name, "dtype": "float32"}
     )
     layer.build_from_config(source.get_build_config())
-    kernel = source.kernel.numpy()
-    bias = source.bias.numpy() if source.use_bias else 0.0
+    kernel = wrapper.effective_weights()["kernel"].astype("float32")
+    bias = source.bias.numpy().astype("float32") if source.use_bias else 0.0
     scale, shift = _scale_and_shift(normalization)
     layer.kernel.assign(kernel * scale.reshape(_channel_shape(layer)))
     layer.bias.assign(told_apart(bias * scale + shift))
@@ -230,7 +240,18 @@ def told_apart(bias):
 
 
 def _scale_and_shift(normalization):
-    """Batch normalization at inference as `scale * x + shift`, float64 arrays."""
+    """What it is at inference, `scale * x + shift`, as float64 arrays."""
+    if isinstance(normalization, Affine):
+        channels = normalization.get_weights()[0].shape
+        scale, shift = (
+            default if v is None else v.numpy().astype("float64")
+            for v, default in zip(
+                _weights(normalization),
+                (np.ones(channels), np.zeros(channels)),
+                strict=True,
+            )
+        )
+        return scale, shift
     variance = normalization.moving_variance.numpy().astype("float64")
     scale = 1.0 / np.sqrt(variance + normalization.epsilon)
     if normalization.scale:

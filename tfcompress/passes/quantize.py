@@ -208,7 +208,11 @@ class _Quantizer:
 
     def _joins_kernel(self, call):
         """Whether batch normalization joins its kernel, for one scale a weight."""
-        if not folds(self.graph, call) or call.operation.name in self.floats:
+        operation = call.operation
+        normalizes = isinstance(operation, table.NORMALIZATIONS)
+        if not normalizes or operation.name in self.floats:
+            return False
+        if not folds(self.graph, call):
             return False
         kernel = self.graph.producer(call.input_tensors[0]).operation
         settings = self.settings[kernel.name]

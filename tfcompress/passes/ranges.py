@@ -188,7 +188,7 @@ def fused(graph, call, floats=()):
         return folds(graph, following) or (
             is_relu and not isinstance(before, rules.TRANSPOSED)
         )
-    if isinstance(before, rules.NORMALIZATIONS) and folds(graph, call):
+    if folds(graph, call):
         root = graph.producer(call.input_tensors[0]).operation
         return is_relu and not isinstance(root, rules.TRANSPOSED)
     return is_relu and (
@@ -198,9 +198,8 @@ def fused(graph, call, floats=()):
 
 
 def folds(graph, call):
-    """Whether the call is a batch normalization that folds into the kernel before."""
-    operation = call.operation
-    if not isinstance(operation, rules.NORMALIZATIONS):
+    """Whether a batch normalization or `Affine` folds into the kernel before."""
+    if not isinstance(call.operation, (rules.Affine, *rules.NORMALIZATIONS)):
         return False
     tensor = call.input_tensors[0]
     producer = graph.producer(tensor)
@@ -213,9 +212,9 @@ def folds(graph, call):
 
 
 def over_last_axis(call):
-    """Whether a batch normalization keeps the last axis."""
+    """Whether a normalization keeps the last axis."""
     rank = len(call.input_tensors[0].shape)
-    return call.operation.axis in (-1, rank - 1)
+    return getattr(call.operation, "axis", -1) in (-1, rank - 1)
 
 
 def ends_linear(operation):

@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 from keras import layers, ops
+from keras.activations import linear
 
 from tfcompress.graph import built_copy
 from tfcompress.passes.lowering import parts
 from tfcompress.passes.lowering.activations import masked
+from tfcompress.passes.lowering.convolution import einsum_dense
 
 
 def attend(query, key, value, *, scale=None, mask=None, dropout=None):
@@ -52,6 +54,11 @@ def multi_head(layer):
         built_copy(part, name=f"{layer.name}_{name}")
         for name, part in _projections(layer, grouped)
     ]
+    # Scaled where it is computed, so that the scale folds into the kernel.
+    width = projections[0].kernel.shape[-1]
+    scaled = einsum_dense(projections[0], scale=1.0 / math.sqrt(width))
+    if scaled is None or projections[0].activation is not linear:
+        return None
     rate = layer.dropout if grouped else layer._dropout
     dropout = layers.Dropout(rate, name=f"{layer.name}_dropout") if rate else None
 
@@ -65,12 +72,12 @@ def multi_head(layer):
             return None
         q, k, v = (
             _heads_first(project(x))
-            for project, x in zip(projections[:3], inputs, strict=True)
+            for project, x in zip((scaled, *projections[1:3]), inputs, strict=True)
         )
         if grouped:
             k, v = (_for_all_heads(t, q.shape[1]) for t in (k, v))
         mask = _mask(options, query.shape[1], key.shape[1])
-        outputs, probabilities = attend(q, k, v, mask=mask, dropout=dropout)
+        outputs, probabilities = attend(q, k, v, scale=1.0, mask=mask, dropout=dropout)
         outputs = projections[3](_heads_first(outputs))
         wanted = options["return_attention_scores"]
         return (outputs, probabilities) if wanted else outputs

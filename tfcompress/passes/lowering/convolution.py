@@ -174,8 +174,14 @@ def _repeated(x, times, axis):
     )
 
 
-def einsum_dense(layer):
-    """Form of EinsumDense: a Dense layer between transpositions."""
+def einsum_dense(layer, *, scale=None):
+    """Form of EinsumDense: a Dense layer between transpositions.
+
+    Args:
+        layer: Built EinsumDense.
+        scale: Constant that multiplies the output; it is folded into the kernel at
+            export. `None` for none.
+    """
     shape = layer.get_build_config()["input_shape"]
     plan = _plan(layer.equation, len(shape))
     if plan is None:
@@ -196,6 +202,10 @@ def einsum_dense(layer):
         kernel_regularizer=parts.regularizer(layer, "kernel"),
     )
     name = f"{layer.name}_activation"
+    scaled = None
+    if scale is not None:
+        factors = np.full(flat.shape[1], scale, "float32")
+        scaled = parts.affine(layer, f"{layer.name}_scale", factors, trainable=False)
 
     def form(x):
         labels = [*left, *contracted]
@@ -204,7 +214,7 @@ def einsum_dense(layer):
         kept = y.shape[1 : len(left)]
         if len(contracted) > 1:
             y = ops.reshape(y, (-1, *kept, flat.shape[0]))
-        y = dense(y)
+        y = dense(y) if scaled is None else scaled(dense(y))
         if len(free) > 1:
             y = ops.reshape(y, (-1, *kept, *[sizes[f] for f in free]))
         elif not free:
