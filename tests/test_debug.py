@@ -17,6 +17,10 @@ from tfcompress.graph import find_layers
 from tfcompress.layers import FakeQuant
 
 
+# Each test compares whole networks with their files; the command is tested by default.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("debug")

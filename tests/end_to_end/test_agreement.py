@@ -103,7 +103,29 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+# The others are slow tests: there are many, of two seconds each.
+QUICK = (
+    "conv",
+    "conv, batch norm, relu",
+    "depthwise",
+    "dense",
+    "add",
+    "average pool",
+    "concatenate",
+    "batch norm alone",
+    "transposed conv",
+    "matrix product",
+    "softmax",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in OPERATIONS
+    ],
+)
 def test_an_operation_agrees_on_equal_inputs(name, tmp_path):
     layer, share = OPERATIONS[name]
     inputs = keras.Input(SHAPE)

@@ -62,7 +62,7 @@ def test_an_application_goes_the_whole_way(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.uniform(0, 255, (8, 32, 32, 3)).astype("float32")
     y = np.arange(8)
-    qat = tfc.quantize_aware(model, calibration_data=x)
+    qat = tfc.quantize_aware(model)
     qat.compile("sgd", "sparse_categorical_crossentropy")
     qat.fit(x, y, verbose=0)
     qat.save(tmp_path / "qat.keras")

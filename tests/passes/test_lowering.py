@@ -33,14 +33,12 @@ def test_it_computes_the_same_from_operations_that_have_an_integer_form(name):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
     left = [c.operation for c in Graph(simple).calls if not rules.known(c.operation)]
     assert not left
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_weight_is_still_trained(name):
-    model = ARCHITECTURES[name]()
-    size = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    simple = _lowered(model)
-    assert sum(int(np.prod(v.shape)) for v in simple.trainable_variables) == size
+    # Every weight is still trained.
+    sizes = [
+        sum(int(np.prod(v.shape)) for v in m.trainable_variables)
+        for m in (model, simple)
+    ]
+    assert sizes[0] == sizes[1]
 
 
 def test_a_frozen_layer_stays_frozen():
@@ -54,7 +52,7 @@ def test_parts_know_the_layer_they_belong_to():
     inputs = keras.Input((6, 8))
     x = layers.MultiHeadAttention(2, 4, name="mha")(inputs, inputs)
     result = lower(keras.Model(inputs, x))
-    assert result.origins["mha_query_dense"] == "mha/mha_query"
+    assert result.origins["mha_key_dense"] == "mha/mha_key"
     assert all(path.split("/")[0] == "mha" for path in result.origins.values())
 
 

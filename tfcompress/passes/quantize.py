@@ -63,8 +63,10 @@ def quantize_aware(
             `"int16x8"` (activations in 16 bits); `"int4_weights"`; or a
             `tfc.QuantizationConfig`.
         calibration_data: Examples (arrays, a batched `tf.data.Dataset`, or an iterable
-            of batches, labels allowed) from which activation ranges start. Without
-            them they start from the first training batches.
+            of batches, labels allowed) from which activation ranges start; for a
+            trained model. Without them they start from the first training batches, as
+            they should for one with random weights, whose batch statistics are not
+            those of training yet.
         rules: `tfc.Rule`s on the names of layers, first match wins: settings of
             `tfc.QuantizationConfig`, or `quantize=False` to leave a layer float.
             Parts of a rewritten layer have its path: `"mha/mha_query"`.
