@@ -16,7 +16,6 @@ from tfcompress.deploy.tflite_file import read_tflite
 from tfcompress.graph import find_layers
 from tfcompress.layers import FakeQuant
 
-
 # Each test compares whole networks with their files; the command is tested by default.
 pytestmark = pytest.mark.slow
 
