@@ -51,9 +51,23 @@ def test_a_frozen_layer_stays_frozen():
 def test_parts_know_the_layer_they_belong_to():
     inputs = keras.Input((6, 8))
     x = layers.MultiHeadAttention(2, 4, name="mha")(inputs, inputs)
+    x = layers.TimeDistributed(layers.LayerNormalization(), name="each")(x)
     result = lower(keras.Model(inputs, x))
-    assert result.origins["mha_key_dense"] == "mha/mha_key"
-    assert all(path.split("/")[0] == "mha" for path in result.origins.values())
+    assert result.origins["mha_query_dense"] == "mha"
+    assert "each/each_layer_normalization" in "".join(result.origins.values())
+    assert {p.split("/")[0] for p in result.origins.values()} == {"mha", "each"}
+
+
+def test_two_blocks_of_attention_know_their_lengths():
+    inputs = keras.Input((6, 8))
+    x = inputs
+    for _ in range(2):
+        y = layers.LayerNormalization()(x)
+        x = layers.Add()([x, layers.MultiHeadAttention(2, 4)(y, y)])
+    model = keras.Model(inputs, x)
+    x = np.random.default_rng(0).normal(size=(3, 6, 8)).astype("float32")
+    # float32 sums in another order.
+    np.testing.assert_allclose(model(x), _lowered(model)(x), atol=1e-5)
 
 
 def test_a_shared_layer_stays_shared():

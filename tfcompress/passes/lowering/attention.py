@@ -56,8 +56,15 @@ def multi_head(layer):
     ]
     # Scaled where it is computed, so that the scale folds into the kernel.
     width = projections[0].kernel.shape[-1]
-    scaled = einsum_dense(projections[0], scale=1.0 / math.sqrt(width))
-    if scaled is None or projections[0].activation is not linear:
+    scales = (1.0 / math.sqrt(width), None, None, None)
+    if projections[0].activation is not linear:
+        return None
+    # Forms at once: an EinsumDense does not know the length of its output.
+    projects = [
+        einsum_dense(part, scale=scale)
+        for part, scale in zip(projections, scales, strict=True)
+    ]
+    if None in projects:
         return None
     rate = layer.dropout if grouped else layer._dropout
     dropout = layers.Dropout(rate, name=f"{layer.name}_dropout") if rate else None
@@ -72,13 +79,13 @@ def multi_head(layer):
             return None
         q, k, v = (
             _heads_first(project(x))
-            for project, x in zip((scaled, *projections[1:3]), inputs, strict=True)
+            for project, x in zip(projects[:3], inputs, strict=True)
         )
         if grouped:
             k, v = (_for_all_heads(t, q.shape[1]) for t in (k, v))
         mask = _mask(options, query.shape[1], key.shape[1])
         outputs, probabilities = attend(q, k, v, scale=1.0, mask=mask, dropout=dropout)
-        outputs = projections[3](_heads_first(outputs))
+        outputs = projects[3](_heads_first(outputs))
         wanted = options["return_attention_scores"]
         return (outputs, probabilities) if wanted else outputs
 
