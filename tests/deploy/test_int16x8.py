@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from keras import layers
-from tfcompress.deploy.converter import convert
 
+from tfcompress.deploy.converter import convert
 from tfcompress.deploy.int16x8 import (
     around_zero,
     make_runnable,
