@@ -81,9 +81,14 @@ def select(paths, *, include=None, exclude=None, rules=()):
         if include is not None and path not in matches["include"]:
             continue
         if path not in matches["exclude"]:
-            first = next((r for r in rules if _matcher(r.match)(path)), None)
-            chosen[path] = first.settings if first else {}
+            chosen[path] = settings_of(path, rules)
     return chosen
+
+
+def settings_of(path, rules):
+    """The settings of the first rule that matches a path; `{}` if none does."""
+    first = next((r for r in rules if matches(r.match, path)), None)
+    return first.settings if first else {}
 
 
 def matches(pattern, path):

@@ -13,6 +13,7 @@ from absl import logging
 
 from tfcompress import schedules, selection
 from tfcompress.callbacks.masked_weight import MaskedWeight, release
+from tfcompress.callbacks.run_steps import RunSteps
 from tfcompress.checks import check_model
 from tfcompress.graph import kernels
 from tfcompress.numerics import masks
@@ -116,30 +117,27 @@ class Pruning(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._start_over()
-        self._steps_per_epoch = self.params.get("steps")
+        self._steps = RunSteps(self.params.get("steps"))
         check_model(self.model)
         self._attach()
 
     def on_epoch_begin(self, epoch, logs=None):
-        # Nothing is counted but the position in the run: a run that was killed and is
-        # resumed at epoch 3 is where the first one was. The weights may have been
-        # restored since `on_train_begin`, so their zeros are read here.
-        self._epoch_start = epoch * (self._steps_per_epoch or 0)
+        # The weights may have been restored since `on_train_begin`, so their zeros are
+        # read here.
+        step = self._steps.begin_epoch(epoch)
         if self._last_update is None:
             self._check_length(epoch)
             for pruned in self._pruned:
                 pruned.find_mask(at_least=0 if self._only_keeps else _MASK_FROM)
-            self._advance(self._epoch_start)
+            self._advance(step)
 
     def on_train_batch_end(self, batch, logs=None):
-        self._advance(self._epoch_start + batch + 1)
-        self._batches = batch + 1
+        self._advance(self._steps.end_batch(batch))
         if logs is not None:
             logs["sparsity"] = self._reached
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._steps_per_epoch is None:
-            self._steps_per_epoch = self._batches
+        self._steps.end_epoch()
         if logs is not None:
             logs["sparsity"] = self._reached
 
@@ -148,11 +146,11 @@ class Pruning(keras.callbacks.Callback):
         for pruned in self._pruned:
             pruned.apply_mask()
         self._detach()
-        if self._curve is not None and self._step < self._curve.end:
+        if self._curve is not None and self._steps.now < self._curve.end:
             logging.warning(
                 "Training ended at step %d, before the pruning schedule did (step %d): "
                 "sparsity is %.3f. Train longer, or end the schedule earlier.",
-                self._step,
+                self._steps.now,
                 self._curve.end,
                 self._reached,
             )
@@ -160,8 +158,7 @@ class Pruning(keras.callbacks.Callback):
     # How it works.
 
     def _start_over(self):
-        self._steps_per_epoch = None
-        self._epoch_start = self._step = self._batches = 0
+        self._steps = RunSteps()
         self._last_update = None
         self._curve = self.schedule
         self._reached = 0.0
@@ -196,7 +193,6 @@ class Pruning(keras.callbacks.Callback):
 
     def _advance(self, step):
         """Brings the masks to where the schedule is at `step`, if they are due."""
-        self._step = step
         if self._only_keeps:
             self._last_update = step
             self._measure()
@@ -220,7 +216,7 @@ class Pruning(keras.callbacks.Callback):
         return step >= curve.end or step - self._last_update >= interval
 
     def _check_length(self, epoch):
-        known = self._steps_per_epoch is not None or self.params["epochs"] - epoch > 1
+        known = self._steps.per_epoch is not None or self.params["epochs"] - epoch > 1
         if not known and self.schedule is None and self.sparsity is not None:
             self._detach()
             raise ValueError(
@@ -231,9 +227,9 @@ class Pruning(keras.callbacks.Callback):
 
     def _default_curve(self):
         """The cubic over the first half of the run; `None` while that is unknown."""
-        if self._steps_per_epoch is None:
+        if self._steps.per_epoch is None:
             return None
-        total = self.params["epochs"] * self._steps_per_epoch
+        total = self.params["epochs"] * self._steps.per_epoch
         return schedules.Polynomial(0.0, self.sparsity, end=max(total // 2, 1))
 
 

@@ -19,6 +19,7 @@ from absl import logging
 
 from tfcompress import schedules
 from tfcompress.callbacks.quantized_parts import QuantizedParts
+from tfcompress.callbacks.run_steps import RunSteps
 from tfcompress.checks import check_model
 
 _FEWEST_BITS, _MOST_BITS = 2, 8
@@ -109,7 +110,7 @@ class QuantizationSchedule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._start_over()
-        self._steps_per_epoch = self.params.get("steps")
+        self._steps = RunSteps(self.params.get("steps"))
         check_model(self.model)
         self._parts = QuantizedParts.of(self.model)
         self._check_model()
@@ -117,21 +118,18 @@ class QuantizationSchedule(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         # The weights may have been restored since `on_train_begin`, so that what is in
         # force is set here.
-        if epoch and self._steps_per_epoch is None:
+        if epoch and self._steps.per_epoch is None:
             raise ValueError(
                 f"QuantizationSchedule cannot tell at which step epoch {epoch} begins: "
                 "the data set is of unknown length. Pass `steps_per_epoch` to `fit`."
             )
-        self._epoch_start = epoch * (self._steps_per_epoch or 0)
-        self._advance(self._epoch_start)
+        self._advance(self._steps.begin_epoch(epoch))
 
     def on_train_batch_end(self, batch, logs=None):
-        self._batches = batch + 1
-        self._advance(self._epoch_start + self._batches)
+        self._advance(self._steps.end_batch(batch))
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._steps_per_epoch is None:
-            self._steps_per_epoch = self._batches
+        self._steps.end_epoch()
         if logs is not None and self.bits is not None:
             logs["weight_bits"] = self._applied.bits
 
@@ -140,18 +138,18 @@ class QuantizationSchedule(keras.callbacks.Callback):
             return  # There was no epoch.
         # A callback may have restored the weights of another step.
         self._apply(self._applied)
-        if self.start_step and self._step <= self.start_step:
+        if self.start_step and self._steps.now <= self.start_step:
             logging.warning(
                 "Training ended at step %d, before rounding began (start_step=%d): the "
                 "model has not learned to be rounded. Train longer, or start earlier.",
-                self._step,
+                self._steps.now,
                 self.start_step,
             )
         elif self.bits is not None and self._applied.bits != self._final_bits:
             logging.warning(
                 "Training ended at step %d with weights of %d bits, before the "
                 "schedule of bits did (%d). Train longer, or end the schedule earlier.",
-                self._step,
+                self._steps.now,
                 self._applied.bits,
                 self._final_bits,
             )
@@ -159,14 +157,12 @@ class QuantizationSchedule(keras.callbacks.Callback):
     # How it works.
 
     def _start_over(self):
-        self._steps_per_epoch = None
-        self._epoch_start = self._step = self._batches = 0
+        self._steps = RunSteps()
         self._applied = None
         self._parts = None
 
     def _advance(self, step):
         """Brings the model to where the schedule is at `step`, if that is elsewhere."""
-        self._step = step
         wanted = self._state_at(step)
         if wanted != self._applied:
             if wanted.observing is False:
@@ -212,7 +208,7 @@ class QuantizationSchedule(keras.callbacks.Callback):
         unseen = [q.name for q in self._parts.quantizers if q.range() is None]
         if unseen:
             raise ValueError(
-                f"Ranges are frozen at step {self._step}, and {len(unseen)} "
+                f"Ranges are frozen at step {self._steps.now}, and {len(unseen)} "
                 f"quantizer(s) have none yet ({unseen[0]!r}, ...). Pass "
                 "`calibration_data` to `quantize_aware`, or freeze later. Received: "
                 f"freeze_ranges_step={self.freeze_ranges_step}"

@@ -18,11 +18,10 @@ import tensorflow as tf
 from tfcompress.debug.differences import LayerError, add, difference, sums
 from tfcompress.graph import Graph, built_copy, flatten, rewrite
 from tfcompress.layers import FakeQuant, TransformWeights
+from tfcompress.passes.export_graph import check_ranges, exported_range
 from tfcompress.passes.strip import effective_layer
 from tfcompress.progress import tracked
 
-# Exporters widen narrower ranges to this.
-_SMALLEST_RANGE = 1e-6
 _SMALLEST_STEP = float(np.finfo(np.float32).tiny)
 
 
@@ -55,9 +54,9 @@ class Site:
     @functools.cached_property
     def grid(self):
         """`(scale, zero point, type)` as the file has them."""
-        low, high = self.quantizer.range()
+        low, high = exported_range(self.quantizer)
         bits = self.quantizer.bits
-        scale = max(high - low, _SMALLEST_RANGE) / (2**bits - 1)
+        scale = (high - low) / (2**bits - 1)
         zero_point = round(-low / scale) - 2 ** (bits - 1)
         return scale, zero_point, "INT8" if bits <= 8 else "INT16"
 
@@ -70,18 +69,8 @@ class Probe:
     """
 
     def __init__(self, model):
+        check_ranges(model)
         graph = Graph(flatten(model))
-        unseen = [
-            call.operation.name
-            for call in graph.calls
-            if isinstance(call.operation, FakeQuant) and call.operation.range() is None
-        ]
-        if unseen:
-            raise ValueError(
-                f"Model {model.name!r} has seen no data, so {len(unseen)} quantizer(s) "
-                f"have no range ({unseen[0]!r}, ...). Pass `calibration_data` to "
-                "`quantize_aware`, or `fit` the model first."
-            )
         shadows = _Shadows(graph)
         self.model = rewrite(graph, shadows)
         self.sites = shadows.sites

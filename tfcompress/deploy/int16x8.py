@@ -65,9 +65,8 @@ def widen_activations(model, *, batch_size="same"):
     Returns:
         A float32 `keras.Model` that computes what the 16-bit file will.
     """
-    return rewrite(
-        Graph(model), _Widen(Graph(model)), batch_size=batch_size, dtype="float32"
-    )
+    graph = Graph(model)
+    return rewrite(graph, _Widen(graph), batch_size=batch_size, dtype="float32")
 
 
 class _Widen:

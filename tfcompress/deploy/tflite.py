@@ -9,7 +9,6 @@ Example:
 
 import collections
 import os
-import pathlib
 from dataclasses import dataclass, field
 
 import keras
@@ -27,7 +26,14 @@ from tfcompress.deploy.integers import integer_file
 from tfcompress.deploy.low_bits import StoredWeights
 from tfcompress.deploy.scales import round_bias_scales
 from tfcompress.deploy.tflite_file import FLOAT_TYPES, read_tflite
-from tfcompress.graph import Graph, find_layers, flatten, rewrite, symbolic_inputs
+from tfcompress.graph import (
+    Graph,
+    find_layers,
+    flatten,
+    rewrite,
+    symbolic_inputs,
+    unchanged,
+)
 from tfcompress.passes.distill import Distiller
 from tfcompress.passes.export_graph import is_quantization_aware
 from tfcompress.passes.quantize import quantize_aware
@@ -164,9 +170,11 @@ def export_tflite(
         content = round_bias_scales(content)
     with written_atomically(path) as temporary:
         temporary.write_bytes(content)
-        result = _describe(temporary, path, io, stored)
+        file = read_tflite(temporary)
+        floats = [op for op in file.float_operations() if not _at_border(op, file, io)]
         if kind != "float32":
-            _check_float(result, read_tflite(temporary), io, allow_float)
+            _check_float(floats, path, allow_float)
+        result = _describe(file, floats, content, path, stored)
     return result
 
 
@@ -232,20 +240,14 @@ def _plain(model):
     dtypes = {layer.compute_dtype for layer in find_layers(model, keras.layers.Layer)}
     if not dtypes & {"float16", "bfloat16"}:
         return model
-    return rewrite(
-        Graph(flatten(model)),
-        lambda call, clone, args, kwargs: clone(call.operation)(*args, **kwargs),
-        dtype="float32",
-    )
+    return rewrite(Graph(flatten(model)), unchanged, dtype="float32")
 
 
-def _describe(temporary, path, io, stored):
-    file = read_tflite(temporary)
-    floats = [op for op in file.float_operations() if not _at_border(op, file, io)]
+def _describe(file, floats, content, path, stored):
     return TFLiteExport(
         path=os.fspath(path),
         bytes=file.bytes,
-        gzip_bytes=gzip_bytes(pathlib.Path(temporary).read_bytes()),
+        gzip_bytes=gzip_bytes(content),
         operators=file.operator_counts(),
         tensor_types=file.tensor_types(),
         float_operators=[op.operator for op in floats],
@@ -282,9 +284,8 @@ def _at_border(operation, file, io):
     return operation.operator == "DEQUANTIZE" and operation.outputs[0].index in outputs
 
 
-def _check_float(result, file, io, patterns):
+def _check_float(floats, path, patterns):
     """Raises unless the float operations of an integer file are allowed ones."""
-    floats = [op for op in file.float_operations() if not _at_border(op, file, io)]
     allowed = [op for op in floats if any(matches(p, op.operator) for p in patterns)]
     islands = {t.index for op in allowed for t in (*op.inputs, *op.outputs) if t}
     left = [
@@ -295,8 +296,8 @@ def _check_float(result, file, io, patterns):
         telling = [name for name in names if name not in _CONVERSIONS] or names
         raise NotFullyIntegerError(
             f"The file would not be integers only: {len(left)} operation(s) stay float "
-            f"({', '.join(names)}). Nothing was written to {result.path!r}. Replace "
-            "those layers, export kind='float32', or accept them by name: "
+            f"({', '.join(names)}). Nothing was written to {os.fspath(path)!r}. "
+            "Replace those layers, export kind='float32', or accept them by name: "
             f"allow_float={telling}."
         )
 

@@ -8,11 +8,14 @@ from tfcompress.graph.flatten import flatten as flatten
 from tfcompress.graph.rewrite import built_copy as built_copy
 from tfcompress.graph.rewrite import clone as clone
 from tfcompress.graph.rewrite import rewrite as rewrite
+from tfcompress.graph.rewrite import unchanged as unchanged
 from tfcompress.graph.substitution import substituted as substituted
 from tfcompress.graph.view import Graph as Graph
 from tfcompress.graph.view import activation_name as activation_name
+from tfcompress.graph.view import calls_between as calls_between
 from tfcompress.graph.view import flat_call as flat_call
 from tfcompress.graph.view import functional as functional
+from tfcompress.graph.view import has_mask as has_mask
 from tfcompress.graph.view import inputs_struct as inputs_struct
 from tfcompress.graph.view import symbolic_inputs as symbolic_inputs
 from tfcompress.graph.weights import find_layers as find_layers

@@ -62,6 +62,11 @@ def rewrite(
     return keras.Model(inputs, outputs, name=name or graph.model.name)
 
 
+def unchanged(call, clone, args, kwargs):
+    """The visitor that copies every call."""
+    return clone(call.operation)(*args, **kwargs)
+
+
 def clone(operation, *, name=None, dtype=None, into=None, **changes):
     """Copies an operation without its weights or its place in a graph.
 

@@ -61,6 +61,41 @@ class Graph:
         return id(tensor) in self._output_ids
 
 
+def calls_between(inputs, outputs):
+    """The calls that compute `outputs` from `inputs`, in an order of execution.
+
+    Unlike `Graph` it needs no model yet.
+
+    Args:
+        inputs: Symbolic tensors at which to stop, any structure.
+        outputs: Tensors, any structure; what is not symbolic is passed over.
+
+    Returns:
+        List of calls.
+    """
+    stop = {id(t) for t in keras.tree.flatten(inputs)}
+    seen, order = set(), []
+    stack = [(t, False) for t in reversed(keras.tree.flatten(outputs))]
+    while stack:
+        tensor, done = stack.pop()
+        history = getattr(tensor, "_keras_history", None)
+        if history is None or id(tensor) in stop:
+            continue
+        node = history.operation._inbound_nodes[history.node_index]
+        if done:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((tensor, True))
+            stack.extend((t, False) for t in node.input_tensors)
+    return [node for node in order if not node.is_input]
+
+
+def has_mask(*tensors):
+    """Whether Keras carries a mask (of `Masking`, `mask_zero`) along with a tensor."""
+    return any(getattr(t, "_keras_mask", None) is not None for t in tensors)
+
+
 def functional(model):
     """The graph of a functional or Sequential model; `None` if there is none."""
     if isinstance(model, keras.Sequential):

@@ -8,7 +8,7 @@ Example:
 
 import tensorflow as tf
 
-from tfcompress.numerics.affine import _next_power_of_two as next_power_of_two
+from tfcompress.numerics.affine import next_power_of_two
 
 # Below it float32 has fewer digits, and XLA takes it for zero.
 _SMALLEST_SCALE = 1e-30

@@ -212,10 +212,10 @@ def _nearest(x):
 def _scale(width, steps, power_of_two=False):
     """Step of a grid that spans `width`, at least `_SMALLEST_RANGE`, in `steps`."""
     scale = tf.maximum(width, _SMALLEST_RANGE) / steps
-    return _next_power_of_two(scale) if power_of_two else scale
+    return next_power_of_two(scale) if power_of_two else scale
 
 
-def _next_power_of_two(x):
+def next_power_of_two(x):
     """The smallest power of two that is not below `x`, positive float32.
 
     By the bits of the number, exponent and fraction: logarithms are not exact.

@@ -52,7 +52,15 @@ def export_graph(model, *, batch_size=None):
 
 def export_graph_and_weights(model, *, batch_size=None):
     """As `export_graph`, with a list of the `ExportedWeight`s in the graph."""
+    check_ranges(model)
     graph = Graph(model)
+    visitor = _Export(graph)
+    plain = rewrite(graph, visitor, batch_size=batch_size, dtype="float32")
+    return plain, visitor.weights
+
+
+def check_ranges(model):
+    """Raises unless every quantizer of a model has seen data."""
     unseen = [q.name for q in find_layers(model, FakeQuant) if q.range() is None]
     if unseen:
         raise ValueError(
@@ -60,9 +68,12 @@ def export_graph_and_weights(model, *, batch_size=None):
             f"have no range ({unseen[0]!r}, ...). Pass `calibration_data` to "
             "`quantize_aware`, or `fit` the model first."
         )
-    visitor = _Export(graph)
-    plain = rewrite(graph, visitor, batch_size=batch_size, dtype="float32")
-    return plain, visitor.weights
+
+
+def exported_range(quantizer):
+    """The `(low, high)` that a file has for a quantizer: never quite empty."""
+    low, high = quantizer.range()
+    return low, max(high, low + _SMALLEST_RANGE)
 
 
 # What is a scale and a shift for each channel at inference.
@@ -87,19 +98,14 @@ class _Export:
         if isinstance(operation, _PER_CHANNEL):
             if self._folds(call):
                 return args[0]
-            if isinstance(operation, Affine):
-                values = [None if v is None else v.numpy() for v in _weights(operation)]
-            else:
-                values = _scale_and_shift(operation)
-            return self._affine(operation, *values)(args[0])
+            return self._affine(operation)(args[0])
         return clone(operation)(*args, **kwargs)
 
     def _constant(self, call, x):
-        low, high = call.operation.range()
-        if high - low < _SMALLEST_RANGE:
-            high = low + _SMALLEST_RANGE
         # One layer a call: a converter sees no shared layers, only names.
-        rounded = ConstantFakeQuant(low, high, call.operation.bits)
+        rounded = ConstantFakeQuant(
+            *exported_range(call.operation), call.operation.bits
+        )
         producer = self.graph.producer(call.input_tensors[0])
         if producer is None or not isinstance(producer.operation, FakeQuant):
             return rounded(x)
@@ -130,27 +136,20 @@ class _Export:
         if not isinstance(wrapper.layer, Parameter):
             return outputs
         layer = self.layers[id(wrapper), id(None)]
-        (weight,) = exported_weights(wrapper, layer)
+        weight = next(w for w in self.weights if w.name == layer.name)
         limit = max(float(np.abs(weight.values).max()), _SMALLEST_RANGE)
         scale = limit / 127
         if weight.step is not None and 2 <= weight.bits <= 8 and weight.step.max() > 0:
             scale = float(weight.step.max()) / spread(weight.bits)
         return ConstantFakeQuant(-128 * scale, 127 * scale)(outputs)
 
-    def _affine(self, operation, scale, shift):
+    def _affine(self, operation):
         """One depthwise convolution, the same at each call of a shared layer."""
         if id(operation) not in self.layers:
-            layer = Affine(
-                use_scale=scale is not None,
-                use_shift=shift is not None,
-                as_convolution=True,
-                name=operation.name,
-                dtype="float32",
-            )
-            shift = None if shift is None else told_apart(shift)
-            values = [v for v in (scale, shift) if v is not None]
-            layer.build((None, len(values[0])))
-            layer.set_weights(values)
+            layer = Affine(as_convolution=True, name=operation.name, dtype="float32")
+            scale, shift = _scale_and_shift(operation)
+            layer.build((None, len(scale)))
+            layer.set_weights([scale, told_apart(shift)])
             self.layers[id(operation)] = layer
         return self.layers[id(operation)]
 
@@ -174,10 +173,6 @@ class _Export:
             return False
         producer = self.graph.producer(call.input_tensors[0])
         return producer is not None and isinstance(producer.operation, TransformWeights)
-
-
-def _weights(affine):
-    return affine.scale, affine.shift
 
 
 def fold(wrapper, normalization, *, name=None):
@@ -242,16 +237,13 @@ def told_apart(bias):
 def _scale_and_shift(normalization):
     """What it is at inference, `scale * x + shift`, as float64 arrays."""
     if isinstance(normalization, Affine):
-        channels = normalization.get_weights()[0].shape
         scale, shift = (
-            default if v is None else v.numpy().astype("float64")
-            for v, default in zip(
-                _weights(normalization),
-                (np.ones(channels), np.zeros(channels)),
-                strict=True,
-            )
+            None if v is None else v.numpy().astype("float64")
+            for v in (normalization.scale, normalization.shift)
         )
-        return scale, shift
+        if scale is None:
+            scale = np.ones_like(shift)
+        return scale, np.zeros_like(scale) if shift is None else shift
     variance = normalization.moving_variance.numpy().astype("float64")
     scale = 1.0 / np.sqrt(variance + normalization.epsilon)
     if normalization.scale:

@@ -18,7 +18,9 @@ from tfcompress.graph import (
     find_layers,
     flatten,
     functional,
+    has_mask,
     rewrite,
+    unchanged,
 )
 from tfcompress.layers import (
     FakeQuant,
@@ -35,7 +37,7 @@ from tfcompress.passes.distill import Distiller
 from tfcompress.passes.lowering import functional_form, lower
 from tfcompress.passes.quantization_config import resolved
 from tfcompress.passes.ranges import RangeGroups, folds, is_float, over_last_axis
-from tfcompress.selection import matches, select
+from tfcompress.selection import select, settings_of
 
 
 def quantize_aware(
@@ -144,8 +146,7 @@ class _Prepared:
 
 
 def _left_float(path, user_rules):
-    first = next((r for r in user_rules if matches(r.match, path)), None)
-    return first is not None and first.settings.get("quantize") is False
+    return settings_of(path, user_rules).get("quantize") is False
 
 
 def _settings(prepared, config, user_rules):
@@ -316,11 +317,7 @@ def _integer_inputs(model):
     }
     if not indices:
         return model
-    return rewrite(
-        graph,
-        lambda call, clone, args, kwargs: clone(call.operation)(*args, **kwargs),
-        input_dtypes=indices,
-    )
+    return rewrite(graph, unchanged, input_dtypes=indices)
 
 
 def _argument(call, old, args, kwargs):
@@ -386,9 +383,7 @@ def _reads_mask(call):
     takes = getattr(call.operation, "_call_has_mask_arg", False) or isinstance(
         call.operation, keras.layers.RNN
     )
-    return takes and any(
-        getattr(t, "_keras_mask", None) is not None for t in call.input_tensors
-    )
+    return takes and has_mask(*call.input_tensors)
 
 
 def _check_none(wrong, allowed, model):

@@ -237,11 +237,6 @@ def is_addition(operation):
     return _is(operation, (layers.Add,), ("Add",))
 
 
-def is_matrix_product(operation):
-    """Whether it is a product of two tensors of the graph."""
-    return _is(operation, (), ("Matmul", "Einsum"))
-
-
 def passes_through(operation):
     """Whether the output lies on the grid of the input."""
     return _is(operation, PASS_THROUGH, PASS_THROUGH_OPERATIONS)

@@ -2,6 +2,8 @@
 
 from keras import layers, ops
 
+from tfcompress.graph import clone
+
 _SELU_ALPHA = 1.6732632423543772
 _SELU_SCALE = 1.0507009873554805
 
@@ -109,8 +111,7 @@ def activation_layer(layer):
     """Form of `keras.layers.Activation`."""
     function = layer.activation
     if isinstance(function, layers.Layer):
-        copied = type(function).from_config(function.get_config())
-        return copied
+        return clone(function)
     return ACTIVATIONS.get(getattr(function, "__name__", None))
 
 

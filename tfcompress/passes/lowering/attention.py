@@ -6,7 +6,7 @@ import numpy as np
 from keras import layers, ops
 from keras.activations import linear
 
-from tfcompress.graph import built_copy
+from tfcompress.graph import built_copy, has_mask
 from tfcompress.passes.lowering import parts
 from tfcompress.passes.lowering.activations import masked
 from tfcompress.passes.lowering.convolution import einsum_dense
@@ -75,7 +75,7 @@ def multi_head(layer):
             return None
         key = value if key is None else key
         inputs = (query, key, value)
-        if any(getattr(t, "_keras_mask", None) is not None for t in inputs):
+        if has_mask(*inputs):
             return None
         q, k, v = (
             _heads_first(project(x))
@@ -83,7 +83,8 @@ def multi_head(layer):
         )
         if grouped:
             k, v = (_for_all_heads(t, q.shape[1]) for t in (k, v))
-        mask = _mask(options, query.shape[1], key.shape[1])
+        mask = _for_heads(options["attention_mask"])
+        mask = _mask(mask, options["use_causal_mask"], query, key)
         outputs, probabilities = attend(q, k, v, scale=1.0, mask=mask, dropout=dropout)
         outputs = projects[3](_heads_first(outputs))
         wanted = options["return_attention_scores"]
@@ -110,23 +111,24 @@ def _options(kwargs):
         "use_causal_mask": False,
         "return_attention_scores": False,
     }
-    given = {k: v for k, v in kwargs.items() if v is not None and k != "training"}
-    if set(given) - set(known):
+    return None if set(kwargs) - set(known) else known | kwargs
+
+
+def _mask(mask, causal, query, key):
+    """One mask of all that hides keys of tensors `(batch, length, ...)`; or `None`."""
+    if not causal:
+        return mask
+    visible = np.tril(np.ones((1, 1, query.shape[1], key.shape[1]), bool))
+    return visible if mask is None else ops.logical_and(mask, visible)
+
+
+def _for_heads(mask):
+    """An attention mask as truth values with an axis for the heads."""
+    if mask is None:
         return None
-    return known | given
-
-
-def _mask(options, queries, keys):
-    mask = options["attention_mask"]
-    if mask is not None:
-        if str(mask.dtype) != "bool":
-            mask = ops.greater(mask, 0)
-        if len(mask.shape) == 3:
-            mask = ops.expand_dims(mask, 1)
-    if options["use_causal_mask"]:
-        causal = np.tril(np.ones((1, 1, queries, keys), bool))
-        mask = causal if mask is None else ops.logical_and(mask, causal)
-    return mask
+    if str(mask.dtype) != "bool":
+        mask = ops.greater(mask, 0)
+    return ops.expand_dims(mask, 1) if len(mask.shape) == 3 else mask
 
 
 def _for_all_heads(x, heads):
@@ -150,26 +152,21 @@ def dot_product_attention(layer):
     )
 
     def form(inputs, mask=None, **kwargs):
-        if mask is not None or set(_given(kwargs)) - {"use_causal_mask"}:
+        asked = {name for name, value in kwargs.items() if value}
+        if mask is not None or asked - {"use_causal_mask"}:
             return None
         query, value, *rest = inputs
         key = rest[0] if rest else value
-        if any(getattr(t, "_keras_mask", None) is not None for t in inputs):
+        if has_mask(*inputs):
             return None
         if factor is not None:
             query = query * factor(query)
-        causal = None
-        if kwargs.get("use_causal_mask"):
-            causal = np.tril(np.ones((1, 1, query.shape[1], key.shape[1]), bool))
+        causal = _mask(None, kwargs.get("use_causal_mask"), query, key)
         q, k, v = (ops.expand_dims(t, 1) for t in (query, key, value))
         outputs, _ = attend(q, k, v, scale=1.0, mask=causal, dropout=dropout)
         return ops.squeeze(outputs, 1)
 
     return form
-
-
-def _given(kwargs):
-    return {k: v for k, v in kwargs.items() if v and k != "training"}
 
 
 def attention_operation(operation):
@@ -180,9 +177,7 @@ def attention_operation(operation):
     def form(query, key, value, bias=None, mask=None, scale=None):
         if bias is not None:
             return None
-        if operation.is_causal:
-            causal = np.tril(np.ones((1, 1, query.shape[1], key.shape[1]), bool))
-            mask = causal if mask is None else ops.logical_and(mask, causal)
+        mask = _mask(mask, operation.is_causal, query, key)
         q, k, v = (_heads_first(t) for t in (query, key, value))
         k, v = (_for_all_heads(t, q.shape[1]) for t in (k, v))
         outputs, _ = attend(q, k, v, scale=scale, mask=mask)

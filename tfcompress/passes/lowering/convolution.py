@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from tfcompress.graph import activation_name, built_copy
+from tfcompress.graph import activation_name, built_copy, has_mask
 from tfcompress.passes import quantize_rules as rules
 from tfcompress.passes.lowering import parts
 
@@ -294,7 +294,7 @@ def time_distributed(layer):
     applied = built_copy(inner)
 
     def form(x):
-        if getattr(x, "_keras_mask", None) is not None:
+        if has_mask(x):
             return None
         steps = x.shape[1]
         y = applied(ops.reshape(x, (-1, *x.shape[2:])))

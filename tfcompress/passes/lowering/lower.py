@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from tfcompress.graph import Graph, flatten, rewrite
+from tfcompress.graph import Graph, calls_between, flatten, rewrite
 from tfcompress.passes import quantize_rules as rules
 from tfcompress.passes.lowering import (
     activations,
@@ -46,7 +46,7 @@ def lower(model, *, keep=()):
         graph = Graph(flatten(result.model, keep_subclassed=True))
         result.model = graph.model
         lowering = _Lowering(graph, set(keep), result)
-        if not any(map(lowering.has_form, graph.calls)):
+        if not any(lowering.form(call.operation) for call in graph.calls):
             return result
         rewritten = rewrite(graph, lowering)
         if not lowering.applied:
@@ -86,16 +86,14 @@ class _Lowering:
         self.named = set()
         self.applied = 0
 
-    def has_form(self, call):
-        operation = call.operation
-        if operation.name in self.keep:
-            return False
-        if _factory(operation) is not None:
-            return True
-        return isinstance(operation, keras.layers.Layer) and not rules.known(operation)
+    def form(self, operation):
+        """What computes an operation from simpler ones, made once; or `None`."""
+        if id(operation) not in self.forms:
+            self.forms[id(operation)] = self._make_form(operation)
+        return self.forms[id(operation)]
 
     def __call__(self, call, clone, args, kwargs):
-        outputs = self._apply(call, args, kwargs) if self.has_form(call) else None
+        outputs = self._apply(call, args, kwargs)
         if outputs is None:
             return clone(call.operation)(*args, **kwargs)
         self.applied += 1
@@ -104,9 +102,7 @@ class _Lowering:
 
     def _apply(self, call, args, kwargs):
         operation = call.operation
-        if id(operation) not in self.forms:
-            self.forms[id(operation)] = self._form(operation)
-        form = self.forms[id(operation)]
+        form = self.form(operation)
         if form is None:
             return None
         kwargs = {k: v for k, v in kwargs.items() if v is not None}
@@ -122,10 +118,14 @@ class _Lowering:
             return None
         return outputs
 
-    def _form(self, operation):
+    def _make_form(self, operation):
+        if operation.name in self.keep:
+            return None
         factory = _factory(operation)
         if factory is not None:
             return factory(operation)
+        if not isinstance(operation, keras.layers.Layer) or rules.known(operation):
+            return None
         try:
             return traced(operation)
         except (NotTraceableError, ValueError) as err:
@@ -134,22 +134,12 @@ class _Lowering:
 
     def _name_parts(self, operation, outputs, inputs):
         """Names what a form made after the operation, each name once."""
-        stop = {id(t) for t in keras.tree.flatten(inputs)}
         origin = self.origins.get(operation.name)
         path = operation.name if origin is None else f"{origin}/{operation.name}"
         # The operation goes, and leaves its name to a part of it.
         self.names.discard(operation.name)
-        stack = list(keras.tree.flatten(outputs))
-        seen = set()
-        while stack:
-            tensor = stack.pop()
-            history = getattr(tensor, "_keras_history", None)
-            if history is None or id(tensor) in stop or id(history.operation) in seen:
-                continue
-            part = history.operation
-            seen.add(id(part))
-            stack.extend(t for node in part._inbound_nodes for t in node.input_tensors)
-            if isinstance(part, keras.layers.InputLayer) or id(part) in self.named:
+        for part in [call.operation for call in calls_between(inputs, outputs)]:
+            if id(part) in self.named:
                 continue
             self.named.add(id(part))
             self._rename(part, operation.name)

@@ -3,6 +3,7 @@
 import keras
 from keras import layers
 
+from tfcompress.graph import clone
 from tfcompress.layers import Affine, Parameter
 
 
@@ -83,7 +84,7 @@ def activated(x, function, name):
     if function is None or getattr(function, "__name__", "") == "linear":
         return x
     if isinstance(function, layers.Layer):
-        return type(function).from_config(function.get_config())(x)
+        return clone(function)(x)
     return layers.Activation(function, name=name)(x)
 
 

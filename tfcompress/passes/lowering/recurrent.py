@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from tfcompress.graph import built_copy
+from tfcompress.graph import built_copy, has_mask
 from tfcompress.layers import ConstantTensor
 from tfcompress.passes.lowering import parts
 
@@ -30,9 +30,9 @@ def recurrent(layer):
     )
 
     def form(sequences, initial_state=None, mask=None, **kwargs):
-        masked = getattr(sequences, "_keras_mask", None) is not None
+        masked = has_mask(sequences) or mask is not None
         length = sequences.shape[1]
-        if masked or mask is not None or length is None or length > LONGEST:
+        if masked or length is None or length > LONGEST:
             return None
         x = sequences if dropout is None else dropout(sequences)
         return _unroll(layer, project(x), step, initial_state)
@@ -144,9 +144,7 @@ def bidirectional(layer):
     )
 
     def form(sequences, **kwargs):
-        if getattr(sequences, "_keras_mask", None) is not None or any(
-            v is not None for k, v in kwargs.items() if k != "training"
-        ):
+        if has_mask(sequences) or kwargs:
             return None
         first, second = forward(sequences), backward(sequences)
         if layer.return_sequences:

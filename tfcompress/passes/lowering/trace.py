@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.graph import built_copy
+from tfcompress.graph import built_copy, calls_between
 from tfcompress.layers import ConstantTensor
 from tfcompress.passes.lowering import parts
 
@@ -42,7 +42,6 @@ def traced(layer):
     parameters = {}
 
     def form(*args, **kwargs):
-        kwargs = {k: v for k, v in kwargs.items() if k != "training" or v is not None}
         anchor = next(t for t in keras.tree.flatten((args, kwargs)) if _symbolic(t))
         try:
             with _recording(anchor):
@@ -135,37 +134,10 @@ def _constant(value, anchor):
     return ConstantTensor(keras.ops.convert_to_numpy(value))(anchor)
 
 
-def _nodes(outputs, stop):
-    """The calls between `stop` and `outputs`, in order of execution."""
-    seen, order = set(), []
-
-    def visit(tensor):
-        stack = [(tensor, False)]
-        while stack:
-            current, done = stack.pop()
-            history = getattr(current, "_keras_history", None)
-            if history is None or id(current) in stop:
-                continue
-            node = history.operation._inbound_nodes[history.node_index]
-            if done:
-                order.append(node)
-                continue
-            if id(node) in seen:
-                continue
-            seen.add(id(node))
-            stack.append((current, True))
-            stack.extend((t, False) for t in node.input_tensors)
-
-    for tensor in keras.tree.flatten(outputs):
-        if _symbolic(tensor):
-            visit(tensor)
-    return order
-
-
 def _with_parameters(layer, outputs, args, kwargs, anchor, parameters):
     """Plays the recorded calls again, with layers where weights were read."""
     given = [t for t in keras.tree.flatten((args, kwargs)) if _symbolic(t)]
-    nodes = _nodes(outputs, {id(t) for t in given})
+    nodes = calls_between(given, outputs)
     if not any(map(_weights_read, nodes)):
         return outputs
     new = {id(t): t for t in given}
@@ -299,7 +271,7 @@ def _weights_read(node):
 def _check_complete(layer, copied, outputs, parameters):
     """Every weight must be in the recording, or training would leave it out."""
     found = {id(v) for variables, _ in parameters.values() for v in variables}
-    for node in _nodes(outputs, set()):
+    for node in calls_between((), outputs):
         if isinstance(node.operation, keras.layers.Layer):
             found |= {id(v) for v in node.operation.variables}
     lost = [v.path for v in copied.trainable_variables if id(v) not in found]
