@@ -152,7 +152,7 @@ def test_while_observing_is_off_the_range_stays_and_is_rounded_to():
     y = layer(np.array([[1.2], [9.0]], "float32"), training=True)
     assert y.numpy().tolist() == [[1.0], [3.0]]
     assert layer.range() == (0.0, 3.0)
-    assert layer.batches_seen.numpy().tolist() == [1.0]
+    assert layer.observed.numpy()[2].tolist() == [1.0]
     layer.observing.assign(1)
     layer(_batch(0, 9), training=True)
     assert layer.range() == _near((0.0, 6.0))
@@ -163,13 +163,13 @@ def test_all_of_the_first_hundred_batches_are_looked_at_and_then_one_in_four(sha
     layer = FakeQuant(momentum=0.5)
     looked = []
     for n in range(120):
-        before = layer.high.numpy()[0]
+        before = layer.observed.numpy()[1, 0]
         # Each batch is higher than all before, so that looking moves the range.
         layer(np.full((2, *shape), n + 1.0, "float32"), training=True)
-        if layer.high.numpy()[0] != before:
+        if layer.observed.numpy()[1, 0] != before:
             looked.append(n)
     assert looked == [*range(100), 100, 104, 108, 112, 116]
-    assert layer.batches_seen.numpy().tolist() == [120.0]
+    assert layer.observed.numpy()[2].tolist() == [120.0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -201,7 +201,7 @@ def test_a_batch_that_says_nothing_of_the_range_is_left_out(shape, bad):
     wrong = {"infinite": x * np.inf, "nan": x * np.nan, "empty": x[:0]}[bad]
     layer(wrong, training=True)
     assert layer.range() == (0.0, 1.0)
-    assert layer.batches_seen.numpy().tolist() == [1.0]
+    assert layer.observed.numpy()[2].tolist() == [1.0]
     layer(3 * x, training=True)
     assert layer.range() == _near((0.0, 2.0))
 
@@ -210,7 +210,7 @@ def test_replicas_of_which_one_overflowed_go_on_looking():
     layer = FakeQuant(momentum=0.5)
     layer.set_range(0, 0.0, 1.0)
     # What their mean is after one of two has counted a batch.
-    layer.batches_seen.assign([100.5])
+    layer.observed.assign([[0.0], [1.0], [100.5]])
     for _ in range(5):
         layer(_batch(0, 9), training=True)
     assert layer.range()[1] > 4
@@ -256,7 +256,7 @@ def test_nothing_is_trained_by_the_optimizer():
     layer = FakeQuant()
     assert not layer.trainable_variables
     names = {v.name for v in layer.non_trainable_variables}
-    assert names == {"low", "high", "batches_seen", "rounding", "observing"}
+    assert names == {"observed", "rounding", "observing"}
 
 
 @pytest.mark.parametrize("jit", [False, True])

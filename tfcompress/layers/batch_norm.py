@@ -12,9 +12,6 @@ Example:
 import keras
 import tensorflow as tf
 
-# Below it TensorFlow would put this in its place.
-_SMALLEST_EPSILON = 1.001e-5
-
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class FusedBatchNormalization(keras.layers.BatchNormalization):
@@ -71,7 +68,6 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     def _fuses(self, inputs):
         return (
             self.axis in (-1, len(inputs.shape) - 1)
-            and self.epsilon >= _SMALLEST_EPSILON
             and not self.synchronized
             and not getattr(self, "renorm", False)
         )
@@ -82,15 +78,24 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         beta = tf.cast(self.beta, tf.float32) if self.center else tf.zeros(channels)
         return gamma, beta
 
-    def _infer(self, x):
-        y, _, _ = tf.compat.v1.nn.fused_batch_norm(
-            x,
-            *self._gamma_beta(),
-            tf.cast(self.moving_mean, tf.float32),
-            tf.cast(self.moving_variance, tf.float32),
+    def _fused(self, x, moving=None):
+        """Normalizes by `moving` or by the batch; returns what it normalized by too."""
+        scale, offset = self._gamma_beta()
+        # The public function would put another epsilon in the place of a small one.
+        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=scale,
+            offset=offset,
+            mean=() if moving is None else moving[0],
+            variance=() if moving is None else moving[1],
             epsilon=self.epsilon,
-            is_training=False,
+            is_training=moving is None,
         )
+        return y, mean, variance
+
+    def _infer(self, x):
+        moving = (self.moving_mean, self.moving_variance)
+        y, *_ = self._fused(x, [tf.cast(v, tf.float32) for v in moving])
         return y
 
     def _train(self, x):
@@ -105,9 +110,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         return y
 
     def _normalize_batch(self, x, moving_mean, moving_variance):
-        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            x, *self._gamma_beta(), epsilon=self.epsilon, is_training=True
-        )
+        y, mean, variance = self._fused(x)
         # The kernel returns the unbiased variance; Keras averages the biased one.
         count = tf.cast(tf.size(x), tf.float32) / x.shape[-1]
         variance *= (count - 1) / count

@@ -12,9 +12,11 @@ Example:
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfcompress.numerics import activation_range, affine
+from tfcompress.numerics.branch import cheapest_cond
 
 # The first batches are all looked at; then one in so many, which is enough for a moving
 # average and saves two passes over every activation.
@@ -22,8 +24,6 @@ _ALL_OF_FIRST = 100
 _ONE_IN = 4
 # Calibration counts as so many: training finds other ranges soon enough.
 _CALIBRATED = 20
-# Values of one example below which no branch is built.
-_SMALL = 2048
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -51,6 +51,8 @@ class FakeQuant(keras.layers.Layer):
         training: Whether ranges are learned.
 
     Attributes:
+        observed: Variable `(3, sites)`: lowest value, highest value and number of
+            batches seen by each site.
         rounding: Variable; the layer is the identity while it is 0.
         observing: Variable; ranges stay as they are while it is 0.
 
@@ -79,10 +81,8 @@ class FakeQuant(keras.layers.Layer):
         self.symmetric = symmetric
         self.power_of_two = power_of_two
         self.in_training = in_training
-        low, high = self.fixed_range or (0.0, 0.0)
-        self.low = self._state("low", low, (sites,))
-        self.high = self._state("high", high, (sites,))
-        self.batches_seen = self._state("batches_seen", 0.0, (sites,))
+        # In one variable, for a step has hundreds of these to read and to write.
+        self.observed = self._state("observed", 0.0, (3, sites))
         self.rounding = self._state("rounding", 1.0)
         self.observing = self._state("observing", 1.0)
         self.built = True
@@ -102,45 +102,60 @@ class FakeQuant(keras.layers.Layer):
         if training and not self.in_training:
             return inputs
         rounds = self.rounding.value > 0
-        if self.fixed_range is None:
+        if self.fixed_range is not None:
+            low, high = self.fixed_range
+        else:
             if training and site is not None:
-                self._observe(inputs, site)
-            rounds &= tf.reduce_max(self.batches_seen.value) > 0
-        low, high = self._grid()
-        return _choose(
-            inputs,
-            rounds,
-            lambda: affine.fake_quantize(inputs, low, high, bits=self.bits),
-            lambda: tf.identity(inputs),
-        )
+                self._observe(tf.stop_gradient(inputs), site)
+            low, high, seen = self._grid()
+            rounds &= seen > 0
+        return affine.fake_quantize(inputs, low, high, bits=self.bits, active=rounds)
 
     def _grid(self):
-        if self.fixed_range is not None:
-            return self.fixed_range
-        return activation_range.grid(
-            tf.reduce_min(self.low.value),
-            tf.reduce_max(self.high.value),
+        """Lowest and highest value of the grid, and batches seen by any site."""
+        if self.sites == 1:
+            low, high, seen = tf.unstack(tf.reshape(self.observed.value, (3,)))
+        else:
+            low, high, seen = tf.unstack(self.observed.value)
+            low, high, seen = (
+                tf.reduce_min(low),
+                tf.reduce_max(high),
+                tf.reduce_max(seen),
+            )
+        low, high = activation_range.grid(
+            low,
+            high,
             bits=self.bits,
             symmetric=self.symmetric,
             power_of_two=self.power_of_two,
         )
+        return low, high, seen
 
-    def _observe(self, inputs, site):
-        x = tf.stop_gradient(inputs)
-        seen = self.batches_seen.value[site]
-        # Below 1: replicas of which one overflowed leave `seen` a fraction.
-        due = (self.observing.value > 0) & (
-            (seen < _ALL_OF_FIRST) | (tf.math.floormod(seen, _ONE_IN) < 1)
+    def _observe(self, x, site):
+        before = self.observed.value
+        here = np.arange(self.sites) == site
+        seen = before[2, site]
+        # Below 1: replicas of which one overflowed leave a fraction.
+        due = (seen < _ALL_OF_FIRST) | (tf.math.floormod(seen, _ONE_IN) < 1)
+        observing = self.observing.value
+
+        def looked():
+            low, high, found = _extremes(x)
+            share = found * tf.maximum(1.0 / (seen + 1.0), 1.0 - self.momentum)
+            step = tf.stack(
+                [
+                    share * (low - before[0, site]),
+                    share * (high - before[1, site]),
+                    found,
+                ]
+            )
+            return before + step[:, None] * here.astype("float32")
+
+        counted = np.outer([0, 0, 1], here).astype("float32")
+        after = cheapest_cond(
+            x, due & (observing > 0), looked, lambda: before + counted * observing
         )
-        low, high, found = _choose(
-            x, due, lambda: _extremes(x), lambda: (0.0, 0.0, 0.0)
-        )
-        here = tf.one_hot(site, self.sites)
-        share = here * found * tf.maximum(1.0 / (seen + 1.0), 1.0 - self.momentum)
-        self.low.assign(self.low.value + share * (low - self.low.value))
-        self.high.assign(self.high.value + share * (high - self.high.value))
-        counts = tf.where(due, found, self.observing.value)
-        self.batches_seen.assign(self.batches_seen.value + here * counts)
+        self.observed.assign(after)
 
     def set_range(self, site, low, high):
         """Sets the range of a site from calibration; it counts as many batches.
@@ -150,22 +165,16 @@ class FakeQuant(keras.layers.Layer):
             low: Lowest activation; 0 is included in any case.
             high: Highest activation; 0 is included in any case.
         """
-        for variable, value in (
-            (self.low, min(float(low), 0.0)),
-            (self.high, max(float(high), 0.0)),
-            (self.batches_seen, _CALIBRATED),
-        ):
-            values = variable.numpy()
-            values[site] = value
-            variable.assign(values)
+        observed = self.observed.numpy()
+        observed[:, site] = min(float(low), 0.0), max(float(high), 0.0), _CALIBRATED
+        self.observed.assign(observed)
 
     def range(self):
         """Returns `(low, high)` of the grid, or `None` if nothing was seen yet."""
         if self.fixed_range is not None:
             return self.fixed_range
-        if not self.batches_seen.numpy().any():
-            return None
-        return tuple(float(bound) for bound in self._grid())
+        low, high, seen = map(float, self._grid())
+        return (low, high) if seen > 0 else None
 
     def compute_output_spec(self, inputs, site=0, training=False):
         return keras.KerasTensor(inputs.shape, inputs.dtype)
@@ -181,20 +190,6 @@ class FakeQuant(keras.layers.Layer):
             "power_of_two": self.power_of_two,
             "in_training": self.in_training,
         }
-
-
-def _choose(x, condition, first, second):
-    """`tf.cond`; of small tensors both are computed, as a branch costs more than they.
-
-    A recurrent network has a hundred of them, and branches take long to build.
-    """
-    if x.shape[1:].is_fully_defined() and x.shape[1:].num_elements() <= _SMALL:
-        return tf.nest.map_structure(
-            lambda a, b: tf.where(condition, a, b), first(), second()
-        )
-    return tf.cond(
-        condition, first, lambda: tf.nest.map_structure(tf.convert_to_tensor, second())
-    )
 
 
 def _extremes(x):

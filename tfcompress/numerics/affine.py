@@ -15,11 +15,14 @@ Reference:
 import numpy as np
 import tensorflow as tf
 
+from tfcompress.numerics.branch import cheapest_cond
+from tfcompress.numerics.clipped_gradient import pass_within, relu_source
+
 _SMALLEST_RANGE = 1e-9
 _SMALLEST_FACTOR = 1e-30
 
 
-def fake_quantize(x, low, high, *, bits=8):
+def fake_quantize(x, low, high, *, bits=8, active=True):
     """Rounds `x` to the `2**bits` values of an asymmetric grid from `low` to `high`.
 
     Args:
@@ -28,15 +31,32 @@ def fake_quantize(x, low, high, *, bits=8):
             grid by less than a step so that 0 lies on it.
         high: Scalar float, highest value of the grid, at least 0.
         bits: Width of the integers, 2 to 16.
+        active: Whether to round, bool or scalar bool tensor; if not, `x` is returned.
 
     Returns:
         Tensor of `x`'s shape and dtype. The gradient passes where `x` is within the
         range (straight-through) and is zero outside.
     """
-    y = tf.quantization.fake_quant_with_min_max_vars(
-        tf.cast(x, tf.float32), low, high, num_bits=bits
-    )
-    return tf.cast(y, x.dtype)
+    x = tf.convert_to_tensor(x)
+    active = tf.convert_to_tensor(active)
+    source, least, most = relu_source(x)
+
+    def rounded():
+        y = tf.quantization.fake_quant_with_min_max_vars(
+            tf.cast(x, tf.float32), low, high, num_bits=bits
+        )
+        return tf.cast(y, x.dtype)
+
+    @tf.custom_gradient
+    def straight_to(source):
+        def gradient(dy):
+            lowest = tf.where(active, tf.maximum(low, least), least)
+            highest = tf.where(active, tf.minimum(high, most), most)
+            return pass_within(dy, x, lowest, highest)
+
+        return cheapest_cond(x, active, rounded, lambda: x), gradient
+
+    return straight_to(source)
 
 
 def fake_quantize_weight(
