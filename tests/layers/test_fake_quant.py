@@ -93,10 +93,14 @@ def test_inference_rounds_and_learns_nothing():
     assert layer.range() == (-1, 2)
 
 
-def test_training_rounds_with_the_range_that_the_batch_has_just_updated():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_training_rounds_with_the_range_of_the_batches_before(compiled):
     layer = FakeQuant(bits=2)
-    y = layer(np.array([[0.0], [1.2], [3.0]], "float32"), training=True)
-    assert y.numpy().tolist() == [[0.0], [1.0], [3.0]]
+    call = tf.function(layer) if compiled else layer
+    first = np.array([[0.0], [1.2], [3.0]], "float32")
+    np.testing.assert_array_equal(call(first, training=True), first)
+    y = call(np.array([[1.2], [9.0]], "float32"), training=True)
+    assert y.numpy().tolist() == [[1.0], [3.0]]
 
 
 def test_fixed_ranges_are_used_at_once_and_never_move():

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.numerics import activation_range, affine
-from tfcompress.numerics.branch import cheapest_cond
+from tfcompress.numerics.branch import cheapest_cond, values_of_example
 
 # The first batches are all looked at; then one in so many, which is enough for a moving
 # average and saves two passes over every activation.
@@ -32,7 +32,8 @@ class FakeQuant(keras.layers.Layer):
 
     While training, each site averages the range it sees: a plain mean over the first
     hundred batches, so that nothing pulls toward a start value, then a moving average
-    over one batch in four. Until the first range is seen the layer is the identity.
+    over one batch in four. A batch is rounded to the range of those before it; the
+    first, if nothing was calibrated, is not rounded.
 
     Args:
         bits: Width of the integers, 2 to 16.
@@ -105,23 +106,22 @@ class FakeQuant(keras.layers.Layer):
         if self.fixed_range is not None:
             low, high = self.fixed_range
         else:
+            # The range of the batches before: rounding need not wait for this one's.
+            observed = tf.convert_to_tensor(self.observed.value)
             if training and site is not None:
-                self._observe(tf.stop_gradient(inputs), site)
-            low, high, seen = self._grid()
+                self._observe(tf.stop_gradient(inputs), site, observed)
+            low, high, seen = self._grid(observed)
             rounds &= seen > 0
         return affine.fake_quantize(inputs, low, high, bits=self.bits, active=rounds)
 
-    def _grid(self):
+    def _grid(self, observed):
         """Lowest and highest value of the grid, and batches seen by any site."""
         if self.sites == 1:
-            low, high, seen = tf.unstack(tf.reshape(self.observed.value, (3,)))
+            low, high, seen = tf.unstack(tf.reshape(observed, (3,)))
         else:
-            low, high, seen = tf.unstack(self.observed.value)
-            low, high, seen = (
-                tf.reduce_min(low),
-                tf.reduce_max(high),
-                tf.reduce_max(seen),
-            )
+            low, high, seen = tf.unstack(observed)
+            low, high = tf.reduce_min(low), tf.reduce_max(high)
+            seen = tf.reduce_max(seen)
         low, high = activation_range.grid(
             low,
             high,
@@ -131,8 +131,7 @@ class FakeQuant(keras.layers.Layer):
         )
         return low, high, seen
 
-    def _observe(self, x, site):
-        before = self.observed.value
+    def _observe(self, x, site, before):
         here = np.arange(self.sites) == site
         seen = before[2, site]
         # Below 1: replicas of which one overflowed leave a fraction.
@@ -153,7 +152,10 @@ class FakeQuant(keras.layers.Layer):
 
         counted = np.outer([0, 0, 1], here).astype("float32")
         after = cheapest_cond(
-            x, due & (observing > 0), looked, lambda: before + counted * observing
+            values_of_example(x),
+            due & (observing > 0),
+            looked,
+            lambda: before + counted * observing,
         )
         self.observed.assign(after)
 
@@ -173,7 +175,7 @@ class FakeQuant(keras.layers.Layer):
         """Returns `(low, high)` of the grid, or `None` if nothing was seen yet."""
         if self.fixed_range is not None:
             return self.fixed_range
-        low, high, seen = map(float, self._grid())
+        low, high, seen = map(float, self._grid(self.observed.numpy()))
         return (low, high) if seen > 0 else None
 
     def compute_output_spec(self, inputs, site=0, training=False):

@@ -15,7 +15,7 @@ Reference:
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.numerics.branch import cheapest_cond
+from tfcompress.numerics.branch import cheapest_cond, values_of_example
 from tfcompress.numerics.clipped_gradient import pass_within, relu_source
 
 _SMALLEST_RANGE = 1e-9
@@ -54,7 +54,7 @@ def fake_quantize(x, low, high, *, bits=8, active=True):
             highest = tf.where(active, tf.minimum(high, most), most)
             return pass_within(dy, x, lowest, highest)
 
-        return cheapest_cond(x, active, rounded, lambda: x), gradient
+        return cheapest_cond(values_of_example(x), active, rounded, lambda: x), gradient
 
     return straight_to(source)
 
@@ -94,11 +94,11 @@ def fake_quantize_weight(
     # zeros into tiny numbers, and it cuts the gradient of some of the largest weights.
     w = tf.cast(tf.stop_gradient(weight), tf.float32)
     if symmetric:
-        scale = _scale(_largest(tf.abs(w), others), highest, power_of_two)
+        scale = _scale(_largest_size(w, others), highest, power_of_two)
         rounded = _nearest(w / scale) * scale
     else:
         low = tf.minimum(tf.reduce_min(w, axis=others, keepdims=True), 0)
-        high = tf.maximum(_largest(w, others), 0)
+        high = tf.maximum(tf.reduce_max(w, axis=others, keepdims=True), 0)
         levels = 2 * highest + 1
         scale = _scale(high - low, levels, power_of_two)
         # Cut, for where both ends lie half a step off float32 may round both outward.
@@ -136,7 +136,7 @@ def fake_quantize_folded_weight(weight, factor, *, bits=8, axes=(), channel_axes
     """
     w, factor = (tf.cast(tf.stop_gradient(x), tf.float32) for x in (weight, factor))
     factor = along_axes(factor, weight, channel_axes)
-    limit = _largest(tf.abs(w * factor), reduced_axes(weight, axes))
+    limit = _largest_size(w * factor, reduced_axes(weight, axes))
     scale = _scale(limit, highest_integer(bits))
     # Below this float32 would divide by a number that XLA takes for zero.
     divisor = tf.where(tf.abs(factor) < _SMALLEST_FACTOR, 1.0, factor)
@@ -172,7 +172,12 @@ def while_active(bits, active, inactive):
     """`active` where `bits` is above 0, else `inactive`; both tensors of one dtype."""
     if isinstance(bits, int):
         return active if bits > 0 else inactive
-    return tf.where(tf.convert_to_tensor(bits) > 0, active, inactive)
+    return cheapest_cond(
+        active.shape.num_elements(),
+        tf.convert_to_tensor(bits) > 0,
+        lambda: tf.identity(active),
+        lambda: inactive,
+    )
 
 
 def highest_integer(bits):
@@ -221,8 +226,10 @@ def along_axes(values, weight, axes):
     return tf.reshape(values, shape)
 
 
-def _largest(x, others):
-    return tf.reduce_max(x, axis=others, keepdims=True)
+def _largest_size(x, others):
+    """`max |x|`, without writing |x|."""
+    high = tf.reduce_max(x, axis=others, keepdims=True)
+    return tf.maximum(high, -tf.reduce_min(x, axis=others, keepdims=True))
 
 
 def _nearest(x):

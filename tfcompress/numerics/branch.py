@@ -2,23 +2,24 @@
 
 Example:
     ```python
-    y = cheapest_cond(x, rounds, lambda: tf.round(x), lambda: x)
+    y = cheapest_cond(5000, rounds, lambda: tf.round(x), lambda: x)
     ```
 """
 
 import tensorflow as tf
 
-# Values of one example below which no branch is built.
+# Values below which no branch is built.
 _SMALL = 2048
 
 
-def cheapest_cond(x, condition, first, second):
+def cheapest_cond(values, condition, first, second):
     """`tf.cond`; of small tensors both are computed, as a branch costs more than they.
 
     A recurrent network has a hundred of them, and branches take long to build.
 
     Args:
-        x: Tensor that tells the size, one row for each example.
+        values: How many values are computed (for each example, where there are any);
+            `None` if that is not known.
         condition: Scalar bool tensor.
         first: Function without arguments: what to return if `condition` is true.
         second: Function of the same structure of results, otherwise.
@@ -26,7 +27,7 @@ def cheapest_cond(x, condition, first, second):
     Returns:
         What `first` or `second` returns.
     """
-    if x.shape[1:].is_fully_defined() and x.shape[1:].num_elements() <= _SMALL:
+    if values is not None and values <= _SMALL:
         return tf.nest.map_structure(
             lambda a, b: tf.where(condition, a, b), first(), second()
         )
@@ -34,3 +35,8 @@ def cheapest_cond(x, condition, first, second):
     return tf.cond(
         condition, first, lambda: tf.nest.map_structure(tf.identity, second())
     )
+
+
+def values_of_example(x):
+    """Number of values of one row of a tensor; `None` if that is not known."""
+    return x.shape[1:].num_elements()
