@@ -4,7 +4,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.numerics import masks
+from tfcompress.numerics import masks, scores
+
+# Below every score, and finite, for blocks of weights have the mean of theirs.
+_HUGE = 1e30
 
 
 class MaskedWeight:
@@ -12,12 +15,18 @@ class MaskedWeight:
 
     Args:
         variable: The `keras.Variable`.
+        path: Its path, which scores may depend on.
+        score: Function from weight and path to scores (`numerics.scores`).
+        pattern: One of `numerics.patterns`.
         final: Sparsity of its own at the end of the schedule; `None` follows the
             schedule.
     """
 
-    def __init__(self, variable, final):
+    def __init__(self, variable, path, score, pattern, final=None):
         self.variable = variable
+        self.path = path
+        self.score = score
+        self.pattern = pattern
         self.final = final
         self.mask = tf.Variable(
             tf.ones(variable.shape, tf.bool), trainable=False, name="mask"
@@ -39,15 +48,31 @@ class MaskedWeight:
         if found is not None:
             self._set(found)
 
-    def raise_sparsity(self, share, scheduled):
-        """Prunes to the share of its own final sparsity that the schedule is at."""
-        sparsity = scheduled if self.final is None else share * self.final
-        if round(sparsity * self.size) > self.zeros:
-            # What the mask dropped must not come back even if an average over time
-            # has made it non-zero meanwhile.
-            weight = np.where(np.asarray(self.mask), self.variable.numpy(), 0)
-            self._set(masks.magnitude_mask(weight, sparsity))
+    def raise_sparsity(self, sparsity):
+        """Drops the lowest weights until there are so many zeros."""
+        dropped = round(sparsity * self.size)
+        if dropped > self.zeros:
+            units = self.units()
+            self.keep_units(masks.keep_highest(units, dropped, self.unit_sizes()))
         self.apply_mask()
+
+    def units(self):
+        """Scores of the pattern's units, a vector; lowest where nothing is left."""
+        weight = self.variable.numpy().astype("float32")
+        found = scores.checked(self.score(weight, self.path), weight, self.path)
+        # What the mask dropped must not come back even if an average over time has
+        # made it non-zero meanwhile.
+        found = np.where(np.asarray(self.mask), found, np.float32(-_HUGE))
+        return self.pattern.units(found)
+
+    def unit_sizes(self):
+        """Weights of each unit: a vector, or 1."""
+        return self.pattern.sizes(self.variable.shape)
+
+    def keep_units(self, keep):
+        """Drops all other units; what was dropped before stays so."""
+        mask = self.pattern.spread(keep, tuple(self.variable.shape))
+        self._set(mask & np.asarray(self.mask))
 
     def apply_mask(self):
         """Sets what is masked to zero."""
@@ -57,6 +82,28 @@ class MaskedWeight:
     def _set(self, mask):
         self.mask.assign(mask)
         self.zeros = self.size - int(np.count_nonzero(mask))
+
+
+def raise_together(pruned, sparsity):
+    """Drops the lowest weights of several kernels until they have so many zeros.
+
+    Args:
+        pruned: List of `MaskedWeight`.
+        sparsity: Fraction of zeros in all of them; each keeps a unit.
+    """
+    dropped = round(sparsity * sum(p.size for p in pruned))
+    if dropped > sum(p.zeros for p in pruned):
+        units = [p.units() for p in pruned]
+        for scores_of_one in units:
+            scores_of_one[np.argmax(scores_of_one)] = np.inf
+        sizes = [p.unit_sizes() for p in pruned]
+        sizes = np.concatenate(sizes) if np.ndim(sizes[0]) else 1
+        keep = masks.keep_highest(np.concatenate(units), dropped, sizes)
+        ends = np.cumsum([len(u) for u in units])[:-1]
+        for one, kept in zip(pruned, np.split(keep, ends), strict=True):
+            one.keep_units(kept)
+    for one in pruned:
+        one.apply_mask()
 
 
 class Project(keras.constraints.Constraint):

@@ -1,4 +1,4 @@
-"""Magnitude pruning as a callback: any model, any training script.
+"""Pruning as a callback: any model, any training script.
 
 Example:
     ```python
@@ -12,20 +12,22 @@ import keras
 from absl import logging
 
 from tfcompress import schedules, selection
-from tfcompress.callbacks.masked_weight import MaskedWeight, release
+from tfcompress.callbacks.masked_weight import MaskedWeight, raise_together, release
 from tfcompress.callbacks.run_steps import RunSteps
 from tfcompress.checks import check_model
 from tfcompress.graph import kernels
-from tfcompress.numerics import masks
+from tfcompress.numerics import masks, patterns, scores
+from tfcompress.numerics.layer_sparsity import erdos_renyi_kernel
 
 _UPDATES_PER_RAMP = 64
+_SCOPES = ("layer", "global", "erk")
 # Fraction of exact zeros from which a kernel counts as pruned already.
 _MASK_FROM = 0.1
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class Pruning(keras.callbacks.Callback):
-    """Sets the smallest weights of each kernel to zero while `fit` trains the rest.
+    """Sets the least weights of the kernels to zero while `fit` trains the rest.
 
     After each optimizer step the weights are projected on their mask through
     `variable.constraint`, which works for every model and every Keras optimizer. Masks
@@ -44,9 +46,8 @@ class Pruning(keras.callbacks.Callback):
     weight is applied before the mask and is back in place after `fit`.
 
     Args:
-        sparsity: Fraction of zeros wanted in each kernel, in [0, 1), rounded to whole
-            weights; one weight is always kept. `None` keeps every zero there is, for
-            plain fine-tuning.
+        sparsity: Fraction of zeros wanted, in [0, 1), rounded to whole weights; each
+            kernel keeps one. `None` keeps every zero there is, for plain fine-tuning.
         schedule: A `tfc.schedules` schedule from step (batches since the start of
             `fit`) to sparsity, instead of `sparsity`. By default it rises from 0 over
             the first half of the training that `fit` was asked for, as
@@ -56,11 +57,23 @@ class Pruning(keras.callbacks.Callback):
         include: Regular expression(s) on the weight's path, or predicate(s): only these
             kernels are pruned.
         exclude: The same: these are not.
-        rules: List of `tfc.Rule(match, sparsity=...)`: final sparsities of kernels.
+        rules: List of `tfc.Rule(match, sparsity=...)`: final sparsities of kernels,
+            whatever the scope.
+        scope: Where the fraction is reached: `"layer"` in each kernel; `"global"` in
+            all together, by one threshold; `"erk"` in all together, with a sparsity
+            for each kernel that follows from its shape (Erdős–Rényi kernel).
+        score: What makes a weight matter: `"magnitude"`, `"random"`, or a function from
+            a weight (float32 array) and its path to scores of its shape, called at each
+            update of the masks.
+        pattern: Which weights go together: `None`, each by itself; `"2:4"` (any N:M),
+            at most two of four in a row of the input axis, the one before the last,
+            stay; `(rows, columns)`, blocks of the kernel's matrix, which has a column
+            for each output. Then the fraction is rounded to whole blocks.
 
     Raises:
-        ValueError: At construction if a sparsity is out of range; at the start of `fit`
-            if the model has no prunable weight, or a pattern matches nothing.
+        ValueError: At construction if a sparsity is out of range, or more than an N:M
+            pattern allows; at the start of `fit` if the model has no prunable weight,
+            or a regular expression matches nothing.
 
     Reference:
         Zhu & Gupta, "To prune, or not to prune", 2017. arXiv:1710.01878
@@ -75,15 +88,26 @@ class Pruning(keras.callbacks.Callback):
         include=None,
         exclude=None,
         rules=(),
+        scope="layer",
+        score="magnitude",
+        pattern=None,
     ):
         super().__init__()
         _check_arguments(sparsity, schedule, frequency, rules)
+        if scope not in _SCOPES:
+            raise ValueError(f"`scope` must be one of {_SCOPES}. Received: {scope!r}")
+        self.scope = scope
+        self.score = score
+        self.pattern = pattern
+        self._score = scores.find(score)
+        self._pattern = patterns.parse(pattern)
         self.sparsity = None if sparsity is None else masks.check_sparsity(sparsity)
         self.schedule = schedule
         self.frequency = frequency
         self.include = include
         self.exclude = exclude
         self.rules = list(rules)
+        _check_pattern(self, [r.settings["sparsity"] for r in self.rules])
         self._pruned = []
         self._start_over()
 
@@ -97,21 +121,20 @@ class Pruning(keras.callbacks.Callback):
             "include": self.include,
             "exclude": self.exclude,
             "rules": [rule.get_config() for rule in self.rules],
+            "scope": self.scope,
+            "score": serialize(self.score) if callable(self.score) else self.score,
+            "pattern": self.pattern,
         }
 
     @classmethod
     def from_config(cls, config):
         """Rebuilds the callback from `get_config()`."""
-        schedule = config["schedule"]
-        return cls(
-            **config
-            | {
-                "schedule": keras.saving.deserialize_keras_object(schedule)
-                if schedule
-                else None,
-                "rules": [selection.Rule.from_config(r) for r in config["rules"]],
-            }
-        )
+        config = dict(config)
+        for name in ("schedule", "score"):
+            if isinstance(config[name], dict):
+                config[name] = keras.saving.deserialize_keras_object(config[name])
+        config["rules"] = [selection.Rule.from_config(r) for r in config["rules"]]
+        return cls(**config)
 
     # Keras calls these.
 
@@ -164,8 +187,13 @@ class Pruning(keras.callbacks.Callback):
         self._reached = 0.0
 
     @property
+    def final(self):
+        """Sparsity at the end of the schedule; `None` if zeros are only kept."""
+        return self.sparsity if self.schedule is None else self.schedule.final
+
+    @property
     def _only_keeps(self):
-        return self.sparsity is None and self.schedule is None
+        return self.final is None
 
     def _attach(self):
         for variable in self.model.trainable_variables:
@@ -204,8 +232,15 @@ class Pruning(keras.callbacks.Callback):
             return
         self._last_update = step
         share = curve(step) / curve.final if curve.final else 0.0
-        for pruned in self._pruned:
-            pruned.raise_sparsity(share, curve(step))
+        ruled = [p for p in self._pruned if p.final is not None]
+        others = [p for p in self._pruned if p.final is None]
+        for pruned in ruled:
+            pruned.raise_sparsity(share * pruned.final)
+        if self.scope == "global":
+            raise_together(others, curve(step))
+        else:
+            for pruned in others:
+                pruned.raise_sparsity(curve(step))
         self._measure()
 
     def _due(self, curve, step):
@@ -252,10 +287,36 @@ def _choose(callback):
         )
     strategy = getattr(model, "distribute_strategy", None)
     with strategy.scope() if strategy else contextlib.nullcontext():
-        return [
-            MaskedWeight(found[path], settings.get("sparsity"))
+        pruned = [
+            MaskedWeight(
+                found[path],
+                path,
+                callback._score,
+                callback._pattern,
+                settings.get("sparsity"),
+            )
             for path, settings in chosen.items()
         ]
+    if callback.scope == "erk" and callback.final is not None:
+        free = [p for p in pruned if p.final is None]
+        shapes = [tuple(p.variable.shape) for p in free]
+        finals = erdos_renyi_kernel(shapes, callback.final)
+        _check_pattern(callback, finals)
+        for one, final in zip(free, finals, strict=True):
+            one.final = final
+    return pruned
+
+
+def _check_pattern(callback, finals):
+    """Raises if more zeros are wanted than the pattern has room for."""
+    highest = callback._pattern.highest_sparsity
+    wanted = [final for final in (callback.final, *finals) if final is not None]
+    if max(wanted, default=0) > highest + 1e-9:
+        raise ValueError(
+            f"Pattern {callback.pattern!r} has {highest:g} zeros at most. Received: "
+            f"sparsity={max(wanted):g}. Pass sparsity={highest:g} or less (and scope="
+            "'layer')."
+        )
 
 
 def _check_arguments(sparsity, schedule, frequency, rules):

@@ -48,18 +48,43 @@ def magnitude_mask(weight, sparsity):
     Reference:
         Zhu & Gupta, "To prune, or not to prune", 2017. arXiv:1710.01878
     """
-    sparsity = check_sparsity(sparsity)
-    magnitude = np.abs(np.asarray(weight)).ravel()
-    # One weight stays in the smallest kernel: all zeros would be no mask but no layer.
-    dropped = min(round(sparsity * magnitude.size), magnitude.size - 1)
-    if dropped <= 0:
-        return np.ones(np.shape(weight), bool)
-    threshold = np.partition(magnitude, dropped - 1)[dropped - 1]
-    keep = magnitude > threshold
-    ties = np.flatnonzero(magnitude == threshold)
-    surplus = magnitude.size - dropped - np.count_nonzero(keep)
-    keep[ties[:surplus]] = True
+    dropped = round(check_sparsity(sparsity) * np.size(weight))
+    keep = keep_highest(np.abs(np.asarray(weight)).ravel(), dropped)
     return keep.reshape(np.shape(weight))
+
+
+def keep_highest(scores, dropped, sizes=1):
+    """Drops the units with the lowest scores.
+
+    Runs in linear time where all units are of one weight, with a sort elsewhere.
+
+    Args:
+        scores: Vector, one score for each unit; infinity for those that stay.
+        dropped: Number of weights to drop. One unit is always kept.
+        sizes: Weights of each unit, a vector; or 1.
+
+    Returns:
+        Bool vector, True = keep. Ties keep the lower index. Of units of several weights
+        as many are dropped as come nearest to `dropped`.
+    """
+    # One unit stays in the smallest kernel: all zeros would be no mask but no layer.
+    limit = min(np.count_nonzero(scores < np.inf), scores.size - 1)
+    if np.ndim(sizes):
+        order = np.argsort(-scores, kind="stable")[::-1]
+        ends = np.cumsum(sizes[order])
+        count = np.count_nonzero(ends - sizes[order] / 2 <= dropped)
+        keep = np.ones(scores.size, bool)
+        keep[order[: min(count, limit)]] = False
+        return keep
+    dropped = min(dropped, limit)
+    if dropped <= 0:
+        return np.ones(scores.size, bool)
+    threshold = np.partition(scores, dropped - 1)[dropped - 1]
+    keep = scores > threshold
+    ties = np.flatnonzero(scores == threshold)
+    surplus = scores.size - dropped - np.count_nonzero(keep)
+    keep[ties[:surplus]] = True
+    return keep
 
 
 def kept_zeros(weight, at_least=0.1):

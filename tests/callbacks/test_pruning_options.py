@@ -1,0 +1,173 @@
+"""Scopes, scores and patterns of `tfc.Pruning` inside `model.fit`."""
+
+import keras
+import numpy as np
+import pytest
+from callbacks.test_pruning import fit
+from keras import layers
+from networks import compiled, conv_net, zeros
+
+import tfcompress as tfc
+from tfcompress.numerics.layer_sparsity import erdos_renyi_kernel
+
+
+def _kernels(model):
+    return {path: v.numpy() for path, v in tfc.graph.kernels(model).items()}
+
+
+def _still(**settings):
+    """Fits with a step of zero, all at once; returns kernels before and after."""
+    model = compiled(conv_net(), optimizer=keras.optimizers.SGD(0.0))
+    before = _kernels(model)
+    schedule = tfc.schedules.Constant(settings.pop("sparsity", 0.8))
+    fit(model, tfc.Pruning(schedule=schedule, **settings), epochs=1)
+    return before, _kernels(model)
+
+
+def _all(found):
+    return np.concatenate([kernel.ravel() for kernel in found.values()])
+
+
+def test_one_threshold_for_all_kernels():
+    before, after = _still(scope="global")
+    kept = _all(after) != 0
+    assert np.count_nonzero(~kept) == round(0.8 * kept.size)
+    sizes = np.abs(_all(before))
+    assert sizes[kept].min() >= sizes[~kept].max()
+    assert len({np.mean(kernel == 0) for kernel in after.values()}) > 1
+
+
+def test_globally_every_kernel_keeps_a_weight():
+    model = compiled(conv_net(), optimizer=keras.optimizers.SGD(0.0))
+    conv = model.get_layer("conv").kernel
+    conv.assign(conv * 1e-6)
+    fit(model, tfc.Pruning(0.9, scope="global"))
+    assert np.count_nonzero(conv.numpy()) == 1
+    found = _all(_kernels(model))
+    assert np.count_nonzero(found == 0) == round(0.9 * found.size)
+
+
+def test_rules_hold_whatever_the_scope():
+    model = compiled(conv_net())
+    rules = [tfc.Rule("hidden", sparsity=0.25)]
+    fit(model, tfc.Pruning(0.7, scope="global", rules=rules))
+    found = _kernels(model)
+    assert np.mean(found.pop("hidden/kernel") == 0) == 0.25
+    others = _all(found)
+    assert np.count_nonzero(others == 0) == round(0.7 * others.size)
+
+
+def test_erk_follows_the_shapes():
+    model = compiled(conv_net())
+    fit(model, tfc.Pruning(0.7, scope="erk"))
+    found = _kernels(model)
+    expected = erdos_renyi_kernel([k.shape for k in found.values()], 0.7)
+    for kernel, sparsity in zip(found.values(), expected, strict=True):
+        assert np.count_nonzero(kernel == 0) == round(sparsity * kernel.size)
+    assert np.mean(_all(found) == 0) == pytest.approx(0.7, abs=0.01)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_two_of_four_are_left_and_the_model_trains(scope):
+    model = compiled(conv_net())
+    history = fit(model, tfc.Pruning(0.5, pattern="2:4", scope=scope), epochs=10)
+    hidden = model.get_layer("hidden").kernel.numpy()
+    alive = (hidden != 0).reshape(-1, 4, hidden.shape[-1]).sum(axis=1)
+    assert (alive == 2).all()
+    assert history.history["accuracy"][-1] > 0.8
+
+
+@pytest.mark.parametrize("scope", ["layer", "global", "erk"])
+def test_blocks_go_as_wholes(scope):
+    model = compiled(conv_net())
+    fit(model, tfc.Pruning(0.6, pattern=(4, 2), scope=scope))
+    hidden = model.get_layer("hidden").kernel.numpy() != 0
+    for row in range(0, hidden.shape[0], 4):
+        for column in range(0, hidden.shape[1], 2):
+            block = hidden[row : row + 4, column : column + 2]
+            assert block.all() or not block.any()
+    # Blocks at the edges of small kernels are of other sizes.
+    assert np.mean(_all(_kernels(model)) == 0) == pytest.approx(0.6, abs=0.03)
+
+
+def test_random_zeros_are_the_same_in_every_run_and_grow():
+    runs = [_still(score="random", sparsity=s)[1] for s in (0.5, 0.5, 0.8)]
+    for first, again, sparser in zip(*(run.values() for run in runs), strict=True):
+        np.testing.assert_array_equal(first == 0, again == 0)
+        assert not np.any((first == 0) & (sparser != 0))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def smallest_first(weight, path):
+    return -np.abs(weight)
+
+
+def test_a_score_of_ones_own():
+    before, after = _still(score=smallest_first, sparsity=0.5)
+    for old, new in zip(before.values(), after.values(), strict=True):
+        assert np.abs(old[new != 0]).max() <= np.abs(old[new == 0]).min()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scope": "global", "pattern": (4, 1)},
+        {"scope": "erk", "score": "random"},
+        {"sparsity": 0.5, "pattern": "2:4", "score": smallest_first},
+    ],
+    ids=str,
+)
+def test_the_config_comes_back(settings):
+    pruning = tfc.Pruning(**settings)
+    serialized = keras.saving.serialize_keras_object(pruning)
+    back = keras.saving.deserialize_keras_object(serialized)
+    assert back.get_config() == pruning.get_config()
+
+
+def test_a_second_pruning_goes_on_with_another_pattern():
+    model = compiled(conv_net())
+    fit(model, tfc.Pruning(0.3))
+    before = _kernels(model)
+    fit(model, tfc.Pruning(0.5, pattern="2:4"))
+    for old, new in zip(before.values(), _kernels(model).values(), strict=True):
+        assert not np.any((old == 0) & (new != 0))
+
+
+# Bad input.
+
+
+def test_more_zeros_than_a_pattern_allows():
+    with pytest.raises(ValueError, match=r"'2:4' has 0.5 zeros at most.*0.8"):
+        tfc.Pruning(0.8, pattern="2:4")
+    with pytest.raises(ValueError, match="0.75 zeros at most"):
+        tfc.Pruning(0.5, pattern="1:4", rules=[tfc.Rule("x", sparsity=0.8)])
+    with pytest.raises(ValueError, match="0.5 zeros at most"):
+        fit(compiled(conv_net()), tfc.Pruning(0.5, pattern="2:4", scope="erk"))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"scope": "all"}, {"score": "best"}, {"pattern": "half"}], ids=str
+)
+def test_names_that_are_none(settings):
+    with pytest.raises(ValueError, match=f"`{next(iter(settings))}` must be"):
+        tfc.Pruning(**settings)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [lambda w, path: w.sum(), lambda w, path: w * np.nan],
+    ids=["shape", "not finite"],
+)
+def test_scores_that_are_none_name_the_weight(score):
+    model = compiled(
+        keras.Sequential(
+            [
+                keras.Input((8, 8, 3)),
+                layers.Flatten(),
+                layers.Dense(3, activation="softmax"),
+            ]
+        )
+    )
+    with pytest.raises(ValueError, match="scores of weight 'dense.*finite numbers"):
+        fit(model, tfc.Pruning(0.5, score=score))
+    assert zeros(model) == [0]

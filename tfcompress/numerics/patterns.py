@@ -1,0 +1,153 @@
+"""Which weights go together when a kernel is pruned.
+
+A pattern turns the scores of weights into scores of *units*, of which the lowest are
+dropped, and spreads what is kept of them over the weights again.
+
+Example:
+    ```python
+    pattern = parse("2:4")
+    units = pattern.units(scores)                    # one score for each unit
+    keep = masks.keep_highest(units, dropped)
+    mask = pattern.spread(keep, scores.shape)        # bool, True = keep
+    ```
+"""
+
+import re
+
+import numpy as np
+
+
+class Unstructured:
+    """Every weight by itself."""
+
+    highest_sparsity = 1.0
+
+    def units(self, scores):
+        """Scores of the units, a vector."""
+        return scores.ravel()
+
+    def sizes(self, shape):
+        """How many weights each unit has: a vector, or one number for all."""
+        return 1
+
+    def spread(self, keep, shape):
+        """Mask of the weights from one of the units."""
+        return keep.reshape(shape)
+
+
+class NOfM(Unstructured):
+    """At most `n` of each `m` weights in a row of the input axis stay.
+
+    The input axis is the one before the last, along which a product is summed up; a
+    group that the axis ends in is shorter and keeps `n` too. Until the schedule ends
+    fewer are dropped: the lowest of those that will go.
+
+    Args:
+        n: Weights that stay.
+        m: Weights of a group.
+
+    Reference:
+        Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From
+        Scratch", 2021. arXiv:2102.04010
+    """
+
+    def __init__(self, n, m):
+        if not 0 < n < m:
+            raise ValueError(
+                f"An N:M pattern keeps 0 < N < M of M weights. Received: {n}:{m}"
+            )
+        self.n, self.m = n, m
+        self.highest_sparsity = 1 - n / m
+
+    def units(self, scores):
+        """Scores of the weights; those that stay have infinity."""
+        rows = np.moveaxis(scores, -2, -1)
+        length = rows.shape[-1]
+        groups = -(-length // self.m)
+        filled = np.full((*rows.shape[:-1], groups * self.m), -np.inf, scores.dtype)
+        filled[..., :length] = rows
+        groups = filled.reshape(-1, self.m)
+        # Stable, so that ties keep the lower index.
+        best = np.argsort(-groups, axis=1, kind="stable")[:, : self.n]
+        np.put_along_axis(groups, best, np.inf, axis=1)
+        rows = groups.reshape(filled.shape)[..., :length]
+        return np.moveaxis(rows, -1, -2).ravel()
+
+
+class Blocks:
+    """Rectangles of the kernel's matrix, which has a column for each output.
+
+    The matrix is the kernel with all axes but the last made one. Blocks at the far
+    edges are smaller where the sides do not divide it.
+
+    Args:
+        rows: Weights along the inputs.
+        columns: Weights along the outputs.
+
+    Reference:
+        Gale et al., "The State of Sparsity in Deep Neural Networks", 2019, and Narang
+        et al., "Block-Sparse Recurrent Neural Networks", 2017. arXiv:1711.02782
+    """
+
+    highest_sparsity = 1.0
+
+    def __init__(self, rows, columns):
+        if min(rows, columns) < 1:
+            raise ValueError(
+                f"The sides of a block are 1 or more. Received: {(rows, columns)}"
+            )
+        self.rows, self.columns = rows, columns
+
+    def units(self, scores):
+        """Mean scores of the blocks."""
+        return self._sums(scores) / self.sizes(scores.shape)
+
+    def sizes(self, shape):
+        """Weights of each block."""
+        return self._sums(np.ones(shape, "float32"))
+
+    def spread(self, keep, shape):
+        """Mask of the weights from one of the blocks."""
+        height, width = _matrix_shape(shape)
+        keep = keep.reshape(-(-height // self.rows), -1)
+        keep = np.repeat(np.repeat(keep, self.rows, axis=0), self.columns, axis=1)
+        return keep[:height, :width].reshape(shape)
+
+    def _sums(self, values):
+        matrix = values.reshape(_matrix_shape(values.shape))
+        starts = [
+            np.arange(0, n, side)
+            for n, side in zip(matrix.shape, (self.rows, self.columns), strict=True)
+        ]
+        sums = np.add.reduceat(matrix, starts[0], axis=0)
+        return np.add.reduceat(sums, starts[1], axis=1).ravel()
+
+
+def _matrix_shape(shape):
+    return int(np.prod(shape[:-1])), shape[-1]
+
+
+def parse(pattern):
+    """The pattern that a user names.
+
+    Args:
+        pattern: `None` (weights one by one), `"2:4"` (at most two of four weights in a
+            row stay) or `(rows, columns)` (blocks).
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if pattern is None:
+        return Unstructured()
+    found = isinstance(pattern, str) and re.fullmatch(r"(\d+):(\d+)", pattern)
+    if found:
+        return NOfM(int(found[1]), int(found[2]))
+    sides = isinstance(pattern, (tuple, list)) and [
+        side for side in pattern if isinstance(side, int) and not isinstance(side, bool)
+    ]
+    if sides and len(sides) == len(pattern) == 2:
+        return Blocks(*sides)
+    raise ValueError(
+        "`pattern` must be None, 'N:M' such as '2:4', or the sides of a block such as "
+        f"(4, 1). Received: pattern={pattern!r}"
+    )
