@@ -1,8 +1,9 @@
 """Prints what a quantization-aware training step costs, against plain `fit`.
 
 One process, the two models alternating epoch by epoch after a hundred steps of each,
-medians of the ratio within a round. Peak memory of each comes from a process of its own. TFMOT is measured in its own
-process, on tf_keras, against a plain tf_keras fit of the same network.
+medians of the ratio within a round. Peak memory of each comes from a process of its
+own. TFMOT is measured in its own process, on tf_keras, against a plain tf_keras fit of
+the same network.
 
 Usage:
     python benchmarks/training_cost.py --rounds=9

@@ -3,11 +3,13 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from callbacks.test_pruning import fit
 from keras import layers
-from networks import compiled, conv_net, zeros
+from networks import compiled, conv_net, image_data, zeros
 
 import tfcompress as tfc
+from tfcompress.callbacks.loss_gradients import LossGradients
 from tfcompress.numerics.layer_sparsity import erdos_renyi_kernel
 
 
@@ -133,7 +135,84 @@ def test_a_second_pruning_goes_on_with_another_pattern():
         assert not np.any((old == 0) & (new != 0))
 
 
-# Bad input.
+def _by_hand(model, x, y):
+    """Gradients of the loss with the batch's statistics, by another way."""
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    with tf.GradientTape() as tape:
+        value = loss(y, clone(x, training=True))
+    kernels = list(tfc.graph.kernels(clone).values())
+    return [g.numpy() for g in tape.gradient(value, [v.value for v in kernels])]
+
+
+def test_taylor_keeps_what_the_loss_would_miss_most():
+    model = compiled(conv_net(), optimizer=keras.optimizers.SGD(0.0))
+    x, y = (array[:32] for array in image_data())
+    before = _kernels(model)
+    slopes = _by_hand(model, x, y)
+    schedule = tfc.schedules.Constant(0.5)
+    pruning = tfc.Pruning(schedule=schedule, score="taylor", data=(x, y))
+    fit(model, pruning, epochs=1)
+    for old, slope, new in zip(
+        before.values(), slopes, _kernels(model).values(), strict=True
+    ):
+        score, kept = np.abs(old * slope), new != 0
+        assert np.count_nonzero(~kept) == round(0.5 * kept.size)
+        # 1e-4 of the largest: float32 sums in another order.
+        assert score[kept].min() >= score[~kept].max() - 1e-4 * score.max()
+
+
+@pytest.mark.parametrize("form", ["arrays", "dataset", "weighted"])
+def test_taylor_trains_with_data_of_any_form(form):
+    x, y = image_data()
+    data = {
+        "arrays": (x[:64], y[:64]),
+        "dataset": tf.data.Dataset.from_tensor_slices((x[:64], y[:64])).batch(16),
+        "weighted": (x[:64], y[:64], np.ones(64, "float32")),
+    }[form]
+    model = compiled(conv_net())
+    history = fit(model, tfc.Pruning(0.7, score="taylor", data=data), epochs=10)
+    assert history.history["accuracy"][-1] > 0.8
+    assert zeros(model) == [
+        round(0.7 * k.size) / k.size for k in _kernels(model).values()
+    ]
+
+
+def test_gradients_leave_the_model_as_it_was():
+    model = compiled(conv_net())
+    fit(model, epochs=1)
+    before = model.get_weights(), [v.numpy() for v in model.metrics_variables]
+    x, y = image_data()
+    variables = list(tfc.graph.kernels(model).values())
+    gradients = LossGradients(model, (x, y))
+    first, again = gradients.of(variables), gradients.of(variables)
+    after = model.get_weights(), [v.numpy() for v in model.metrics_variables]
+    for old, new in zip(sum(before, []), sum(after, []), strict=True):
+        np.testing.assert_array_equal(old, new)
+    for one, other in zip(first, again, strict=True):
+        assert np.abs(one).max() > 0
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "text"),
+    [
+        (None, ValueError, "Pass `data`"),
+        (np.ones((4, 8, 8, 3)), TypeError, "must be `.x, y.`"),
+        ((np.ones((4, 8, 8, 3)),), ValueError, "must have labels"),
+        (
+            tf.data.Dataset.from_tensors((1, 2)).repeat(),
+            ValueError,
+            "repeats without end",
+        ),
+    ],
+)
+def test_taylor_without_data_that_it_can_use(data, error, text):
+    model = compiled(conv_net())
+    with pytest.raises(error, match=text):
+        fit(model, tfc.Pruning(0.5, score="taylor", data=data))
+    assert all(v.constraint is None for v in model.trainable_variables)
 
 
 def test_more_zeros_than_a_pattern_allows():

@@ -16,10 +16,13 @@ class MaskedWeight:
     Args:
         variable: The `keras.Variable`.
         path: Its path, which scores may depend on.
-        score: Function from weight and path to scores (`numerics.scores`).
+        score: Function from weight, path and gradient to scores (`numerics.scores`).
         pattern: One of `numerics.patterns`.
         final: Sparsity of its own at the end of the schedule; `None` follows the
             schedule.
+
+    Attributes:
+        gradient: Array that the score may read, set before masks are updated.
     """
 
     def __init__(self, variable, path, score, pattern, final=None):
@@ -28,6 +31,7 @@ class MaskedWeight:
         self.score = score
         self.pattern = pattern
         self.final = final
+        self.gradient = None
         self.mask = tf.Variable(
             tf.ones(variable.shape, tf.bool), trainable=False, name="mask"
         )
@@ -59,7 +63,8 @@ class MaskedWeight:
     def units(self):
         """Scores of the pattern's units, a vector; lowest where nothing is left."""
         weight = self.variable.numpy().astype("float32")
-        found = scores.checked(self.score(weight, self.path), weight, self.path)
+        found = self.score(weight, self.path, self.gradient)
+        found = scores.checked(found, weight, self.path)
         # What the mask dropped must not come back even if an average over time has
         # made it non-zero meanwhile.
         found = np.where(np.asarray(self.mask), found, np.float32(-_HUGE))

@@ -12,6 +12,7 @@ import keras
 from absl import logging
 
 from tfcompress import schedules, selection
+from tfcompress.callbacks.loss_gradients import LossGradients
 from tfcompress.callbacks.masked_weight import MaskedWeight, raise_together, release
 from tfcompress.callbacks.run_steps import RunSteps
 from tfcompress.checks import check_model
@@ -62,18 +63,21 @@ class Pruning(keras.callbacks.Callback):
         scope: Where the fraction is reached: `"layer"` in each kernel; `"global"` in
             all together, by one threshold; `"erk"` in all together, with a sparsity
             for each kernel that follows from its shape (Erdős–Rényi kernel).
-        score: What makes a weight matter: `"magnitude"`, `"random"`, or a function from
-            a weight (float32 array) and its path to scores of its shape, called at each
-            update of the masks.
+        score: What makes a weight matter: `"magnitude"`; `"random"`; `"taylor"`, the
+            weight times the gradient of the model's loss on `data` (SNIP, if all is
+            pruned before the first step); or a function from a weight (float32 array)
+            and its path to scores of its shape, called at each update of the masks.
         pattern: Which weights go together: `None`, each by itself; `"2:4"` (any N:M),
             at most two of four in a row of the input axis, the one before the last,
             stay; `(rows, columns)`, blocks of the kernel's matrix, which has a column
             for each output. Then the fraction is rounded to whole blocks.
+        data: For `score="taylor"`: `(x, y)`, or a batched `tf.data.Dataset` of such
+            tuples. All of it is read at each update, so a few hundred examples do.
 
     Raises:
         ValueError: At construction if a sparsity is out of range, or more than an N:M
             pattern allows; at the start of `fit` if the model has no prunable weight,
-            or a regular expression matches nothing.
+            a regular expression matches nothing, or the score needs `data`.
 
     Reference:
         Zhu & Gupta, "To prune, or not to prune", 2017. arXiv:1710.01878
@@ -91,6 +95,7 @@ class Pruning(keras.callbacks.Callback):
         scope="layer",
         score="magnitude",
         pattern=None,
+        data=None,
     ):
         super().__init__()
         _check_arguments(sparsity, schedule, frequency, rules)
@@ -99,6 +104,7 @@ class Pruning(keras.callbacks.Callback):
         self.scope = scope
         self.score = score
         self.pattern = pattern
+        self.data = data
         self._score = scores.find(score)
         self._pattern = patterns.parse(pattern)
         self.sparsity = None if sparsity is None else masks.check_sparsity(sparsity)
@@ -109,10 +115,11 @@ class Pruning(keras.callbacks.Callback):
         self.rules = list(rules)
         _check_pattern(self, [r.settings["sparsity"] for r in self.rules])
         self._pruned = []
+        self._gradients = None
         self._start_over()
 
     def get_config(self):
-        """Returns the constructor's arguments, serialised."""
+        """Returns the constructor's arguments, serialised, without the data."""
         serialize = keras.saving.serialize_keras_object
         return {
             "sparsity": self.sparsity,
@@ -142,6 +149,7 @@ class Pruning(keras.callbacks.Callback):
         self._start_over()
         self._steps = RunSteps(self.params.get("steps"))
         check_model(self.model)
+        self._gradients = self._loss_gradients()
         self._attach()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -195,6 +203,16 @@ class Pruning(keras.callbacks.Callback):
     def _only_keeps(self):
         return self.final is None
 
+    def _loss_gradients(self):
+        if self.score not in scores.FROM_GRADIENTS:
+            return None
+        if self.data is None:
+            raise ValueError(
+                f"score={self.score!r} reads gradients of the loss. Pass `data`, some "
+                "hundred examples with labels: tfc.Pruning(..., data=(x, y))."
+            )
+        return LossGradients(self.model, self.data)
+
     def _attach(self):
         for variable in self.model.trainable_variables:
             release(variable)
@@ -232,6 +250,10 @@ class Pruning(keras.callbacks.Callback):
             return
         self._last_update = step
         share = curve(step) / curve.final if curve.final else 0.0
+        if self._gradients is not None and share:
+            found = self._gradients.of([p.variable for p in self._pruned])
+            for pruned, gradient in zip(self._pruned, found, strict=True):
+                pruned.gradient = gradient
         ruled = [p for p in self._pruned if p.final is not None]
         others = [p for p in self._pruned if p.final is None]
         for pruned in ruled:

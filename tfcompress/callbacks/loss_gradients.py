@@ -1,0 +1,97 @@
+"""Gradients of a model's own loss on data at hand, between two steps of training.
+
+Example:
+    ```python
+    gradients = LossGradients(model, (x, y)).of(variables)   # numpy arrays
+    ```
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_BATCH = 32
+
+
+class LossGradients:
+    """Computes gradients and leaves the model as it was.
+
+    The model runs as in training, with the statistics of each batch; what that changes
+    (moving statistics, seeds, metrics) is put back.
+
+    Args:
+        model: Compiled `keras.Model`.
+        data: `(x, y)` or `(x, y, sample_weight)` of arrays, or a batched, finite
+            `tf.data.Dataset` of such tuples.
+
+    Raises:
+        TypeError: If `data` are something else.
+        ValueError: If they have no labels, no batch or no end.
+    """
+
+    def __init__(self, model, data):
+        self.model = model
+        self.data = _dataset(data)
+        self._step = tf.function(self._compute, reduce_retracing=True)
+
+    def of(self, variables):
+        """Mean gradients over all batches, a list of float32 arrays.
+
+        Args:
+            variables: List of trainable `keras.Variable`.
+        """
+        touched = [*self.model.non_trainable_variables, *self.model.metrics_variables]
+        before = [v.numpy() for v in touched]
+        try:
+            return self._mean([v.value for v in variables])
+        finally:
+            for variable, value in zip(touched, before, strict=True):
+                variable.assign(value)
+
+    def _mean(self, values):
+        sums, count = [np.zeros(v.shape, "float32") for v in values], 0
+        for batch in self.data:
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+            for total, found in zip(
+                sums, self._step(values, x, y, sample_weight), strict=True
+            ):
+                total += np.asarray(found, "float32")
+            count += 1
+        if not count:
+            raise ValueError("`data` is empty: it gave no batch.")
+        return [total / count for total in sums]
+
+    def _compute(self, variables, x, y, sample_weight):
+        with tf.GradientTape() as tape:
+            loss = self.model.compute_loss(
+                x=x,
+                y=y,
+                y_pred=self.model(x, training=True),
+                sample_weight=sample_weight,
+                training=True,
+            )
+        zero = tf.UnconnectedGradients.ZERO
+        found = tape.gradient(loss, variables, unconnected_gradients=zero)
+        return [tf.convert_to_tensor(g) for g in found]
+
+
+def _dataset(data):
+    if isinstance(data, tf.data.Dataset):
+        if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                "`data` repeats without end. Take a part of it: data.take(10)."
+            )
+    elif isinstance(data, (tuple, list)):
+        data = tf.data.Dataset.from_tensor_slices(tuple(data)).batch(_BATCH)
+    else:
+        raise TypeError(
+            "`data` must be `(x, y)` or a tf.data.Dataset of such batches. Received: "
+            f"{type(data).__name__}"
+        )
+    spec = data.element_spec
+    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
+        raise ValueError(
+            "`data` must have labels, `(x, y)` or `(x, y, sample_weight)`, for the "
+            f"loss is computed on them. Received: {spec}"
+        )
+    return data
