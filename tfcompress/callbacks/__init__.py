@@ -1,5 +1,8 @@
 """Keras callbacks, one a file."""
 
+from tfcompress.callbacks.compression_logger import (
+    CompressionLogger as CompressionLogger,
+)
 from tfcompress.callbacks.pruning import Pruning as Pruning
 from tfcompress.callbacks.quantization_schedule import (
     QuantizationSchedule as QuantizationSchedule,
