@@ -69,6 +69,15 @@ def test_erk_follows_the_shapes():
     assert np.mean(_all(found) == 0) == pytest.approx(0.7, abs=0.01)
 
 
+@pytest.mark.parametrize("scope", ["layer", "global", "erk"])
+def test_rules_may_say_it_all(scope):
+    model = compiled(conv_net())
+    fit(model, tfc.Pruning(0.7, scope=scope, rules=[tfc.Rule("", sparsity=0.5)]))
+    assert zeros(model) == [
+        round(k.size / 2) / k.size for k in _kernels(model).values()
+    ]
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_two_of_four_are_left_and_the_model_trains(scope):
     model = compiled(conv_net())

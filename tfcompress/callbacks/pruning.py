@@ -138,7 +138,7 @@ class Pruning(keras.callbacks.Callback):
         """Rebuilds the callback from `get_config()`."""
         config = dict(config)
         for name in ("schedule", "score"):
-            if isinstance(config[name], dict):
+            if isinstance(config.get(name), dict):
                 config[name] = keras.saving.deserialize_keras_object(config[name])
         config["rules"] = [selection.Rule.from_config(r) for r in config["rules"]]
         return cls(**config)
@@ -319,8 +319,8 @@ def _choose(callback):
             )
             for path, settings in chosen.items()
         ]
-    if callback.scope == "erk" and callback.final is not None:
-        free = [p for p in pruned if p.final is None]
+    free = [p for p in pruned if p.final is None]
+    if callback.scope == "erk" and callback.final is not None and free:
         shapes = [tuple(p.variable.shape) for p in free]
         finals = erdos_renyi_kernel(shapes, callback.final)
         _check_pattern(callback, finals)
