@@ -89,7 +89,7 @@ def test_two_of_four_are_left_and_the_model_trains(scope):
 
 
 @pytest.mark.parametrize("scope", ["layer", "global", "erk"])
-def test_blocks_go_as_wholes(scope):
+def test_blocks_go_as_wholes(scope, caplog):
     model = compiled(conv_net())
     fit(model, tfc.Pruning(0.6, pattern=(4, 2), scope=scope))
     hidden = model.get_layer("hidden").kernel.numpy() != 0
@@ -97,8 +97,12 @@ def test_blocks_go_as_wholes(scope):
         for column in range(0, hidden.shape[1], 2):
             block = hidden[row : row + 4, column : column + 2]
             assert block.all() or not block.any()
+    found = _kernels(model)
+    # Its axes are not inputs and outputs.
+    assert np.count_nonzero(found.pop("depthwise/kernel") == 0) == 0
+    assert "left alone: ['depthwise/kernel']" in caplog.text
     # Blocks at the edges of small kernels are of other sizes.
-    assert np.mean(_all(_kernels(model)) == 0) == pytest.approx(0.6, abs=0.03)
+    assert np.mean(_all(found) == 0) == pytest.approx(0.6, abs=0.03)
 
 
 def test_random_zeros_are_the_same_in_every_run_and_grow():
@@ -126,7 +130,7 @@ def test_a_score_of_ones_own():
         {"scope": "erk", "score": "random"},
         {"sparsity": 0.5, "pattern": "2:4", "score": smallest_first},
     ],
-    ids=str,
+    ids=["global blocks", "erk", "own score"],
 )
 def test_the_config_comes_back(settings):
     pruning = tfc.Pruning(**settings)
@@ -140,8 +144,26 @@ def test_a_second_pruning_goes_on_with_another_pattern():
     fit(model, tfc.Pruning(0.3))
     before = _kernels(model)
     fit(model, tfc.Pruning(0.5, pattern="2:4"))
-    for old, new in zip(before.values(), _kernels(model).values(), strict=True):
-        assert not np.any((old == 0) & (new != 0))
+    after = _kernels(model)
+    for path in ("conv/kernel", "hidden/kernel"):
+        assert not np.any((before[path] == 0) & (after[path] != 0))
+    hidden = after["hidden/kernel"]
+    assert ((hidden != 0).reshape(-1, 4, hidden.shape[-1]).sum(axis=1) <= 2).all()
+
+
+def test_a_pattern_needs_a_kernel_that_it_is_for():
+    with pytest.raises(ValueError, match="Dense.*none is chosen.*depthwise"):
+        fit(compiled(conv_net()), tfc.Pruning(0.5, pattern="2:4", include="depthwise"))
+
+
+def test_taylor_takes_several_inputs_in_a_list():
+    inputs = [keras.Input((3,)), keras.Input((4,))]
+    model = keras.Model(inputs, layers.Dense(1)(layers.Concatenate()(inputs)))
+    model.compile("sgd", "mse")
+    x = [np.ones((8, n), "float32") for n in (3, 4)]
+    pruning = tfc.Pruning(0.5, score="taylor", data=(x, np.ones((8, 1), "float32")))
+    model.fit(x, np.ones((8, 1)), epochs=4, verbose=0, callbacks=[pruning])
+    assert np.count_nonzero(model.layers[-1].kernel.numpy() == 0) == 4
 
 
 def _by_hand(model, x, y):

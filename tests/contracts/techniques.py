@@ -23,6 +23,10 @@ def _pruning():
     return [tfc.Pruning(0.6)]
 
 
+def _pruning_by_gradients():
+    return [tfc.Pruning(0.6, scope="global", score="taylor", data=image_data(64))]
+
+
 def _schedule():
     # 6 steps an epoch; a run of 2 epochs sees all but the last of them.
     return [
@@ -38,6 +42,7 @@ def _schedule():
 # Name -> (model -> model to train, () -> callbacks).
 TECHNIQUES = {
     "pruning": (lambda model: model, _pruning),
+    "pruning, global by gradients": (lambda model: model, _pruning_by_gradients),
     "quantization": (_quantized(), list),
     "quantization, int4 weights": (_quantized("int4_weights"), list),
     "quantization, learned step": (
@@ -67,6 +72,7 @@ WAYS_TO_RUN = {
 }
 
 _VARIANTS = (
+    "pruning, global by gradients",
     "quantization, int4 weights",
     "quantization, learned step",
     "quantization, ternary",
@@ -77,9 +83,10 @@ QUICK = {
     "mixed_float16": ("quantization",),
     "mixed_bfloat16": ("all",),
     "plain": tuple(TECHNIQUES),
-    "saved": (*_VARIANTS[1:2], *_VARIANTS[3:]),
-    "killed": _VARIANTS[3:],
-    "two devices": _VARIANTS[3:],
+    "jit": ("pruning, global by gradients",),
+    "saved": ("quantization, learned step", "quantization with a schedule"),
+    "killed": ("quantization with a schedule",),
+    "two devices": ("quantization with a schedule",),
 }
 
 

@@ -95,6 +95,21 @@ def test_several_inputs(tmp_path):
     )
 
 
+@pytest.mark.parametrize("wrong", [0.5, float("nan")])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_file_that_the_runtimes_own_kernels_get_wrong_is_not_written(
+    quantized, wrong, qat, tmp_path, monkeypatch
+):
+    def differences(path, model, *, fused=True):
+        return [wrong, wrong] if fused else [0.0, 0.0]
+
+    monkeypatch.setattr(onnx_module, "_difference", differences)
+    model = qat if quantized else conv_net()
+    with pytest.raises(ValueError, match="does not compute what model"):
+        tfc.export_onnx(model, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
 def test_a_file_that_computes_something_else_is_not_written(qat, tmp_path, monkeypatch):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"old")

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfcompress.numerics.affine import fake_quantize
-from tfcompress.numerics.clipped_gradient import pass_within, relu_source
+from tfcompress.numerics.clipped_gradient import is_compiled, pass_within, relu_source
 
 X = [-4.0, -3.0, -0.1, 0.0, 0.5, 3.2, 3.3, np.inf]
 SLOPES = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
@@ -27,7 +27,7 @@ def test_it_passes_between_the_bounds_themselves_included(
     low, high, passed, how, dtype
 ):
     def function(x, dy):
-        return pass_within(dy, x, low, high)
+        return pass_within(dy, x, low, high, compiled=is_compiled())
 
     run = {
         "eager": function,
@@ -66,8 +66,7 @@ def test_behind_a_relu_both_gradients_are_what_they_are_one_by_one(
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = relu(x)
-            # What reads an identity finds no ReLU.
-            z = fake_quantize(tf.identity(y) if fenced else y, low, high, active=active)
+            z = fake_quantize(y, low, high, active=active, joins_relu=not fenced)
         return z, tape.gradient(z, x)
 
     run = tf.function(slopes, jit_compile=jit)
@@ -112,8 +111,42 @@ def test_what_else_reads_the_relu_keeps_its_gradient():
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = tf.nn.relu(x)
-            z = fake_quantize(y, 0.0, 4.0) + 10 * y
+            z = fake_quantize(y, 0.0, 4.0, joins_relu=True) + 10 * y
         return tape.gradient(z, x)
 
     found = slopes(tf.constant([-1.0, 2.0, 5.0])).numpy().tolist()
     assert found == [0.0, 11.0, 10.0]
+
+
+def test_unless_told_otherwise_the_gradient_reaches_the_relus_output():
+    @tf.function
+    def slope(x):
+        with tf.GradientTape() as tape:
+            y = tf.nn.relu(x)
+            tape.watch(y)
+            z = fake_quantize(y, 0.0, 4.0)
+        return tape.gradient(z, y)
+
+    assert slope(tf.constant([-1.0, 2.0, 5.0])).numpy().tolist() == [1.0, 1.0, 0.0]
+
+
+def test_a_compiled_step_is_differentiated_from_outside():
+    compiled = tf.function(lambda x: fake_quantize(x, -1.0, 1.0), jit_compile=True)
+
+    @tf.function
+    def slope(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = compiled(x)
+        return tape.gradient(y, x)
+
+    assert slope(tf.constant([-2.0, 0.5, 2.0])).numpy().tolist() == [0.0, 1.0, 0.0]
+
+
+def test_a_range_of_nothing_but_zero_passes_the_gradient():
+    x = tf.constant([-1.0, 0.0, 2.0])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = fake_quantize(x, 0.0, 0.0)
+    assert y.numpy().tolist() == [0.0, 0.0, 0.0]
+    assert tape.gradient(y, x).numpy().tolist() == [1.0, 1.0, 1.0]

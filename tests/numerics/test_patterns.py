@@ -8,10 +8,11 @@ from tfcompress.numerics.masks import keep_highest
 from tfcompress.numerics.patterns import Blocks, NOfM, Unstructured, parse
 
 
-def _mask(pattern, scores, dropped):
+def _mask(pattern, scores, dropped, alive=None):
     scores = np.asarray(scores, "float32")
     sizes = pattern.sizes(scores.shape)
-    keep = keep_highest(pattern.units(scores), dropped, sizes)
+    alive = np.ones(scores.shape, bool) if alive is None else np.asarray(alive, bool)
+    keep = keep_highest(pattern.units(scores, alive), dropped, sizes)
     return pattern.spread(keep, scores.shape)
 
 
@@ -55,7 +56,8 @@ def test_blocks_of_the_matrix_go_as_wholes():
     found = _mask(Blocks(2, 2), scores, 8)
     assert found.astype(int).tolist() == [[1, 1, 0, 0]] * 2 + [[1, 1, 0, 0]] * 2
     np.testing.assert_array_equal(
-        Blocks(2, 2).units(np.asarray(scores, "float32")), [2.25, 1, 2, 0.25]
+        Blocks(2, 2).units(np.asarray(scores, "float32"), np.ones((4, 4), bool)),
+        [2.25, 1, 2, 0.25],
     )
 
 
@@ -63,7 +65,7 @@ def test_blocks_at_the_edge_are_smaller_and_counted_so():
     pattern = Blocks(2, 2)
     assert pattern.sizes((3, 3)).tolist() == [4, 2, 2, 1]
     scores = np.array([[4, 4, 1], [4, 4, 1], [3, 3, 2]], "float32")
-    assert pattern.units(scores).tolist() == [4, 1, 3, 2]
+    assert pattern.units(scores, scores > 0).tolist() == [4, 1, 3, 2]
     assert np.count_nonzero(~_mask(pattern, scores, 3)) == 3
     assert _mask(pattern, scores, 3)[:, 2].tolist() == [False] * 3
     # Of blocks of 2 and 1: as near to the number as they come.
@@ -120,3 +122,27 @@ def test_erk_reaches_the_sparsity_of_the_whole(sparsity):
     found = erdos_renyi_kernel(shapes, sparsity)
     assert all(0 <= s < 1 for s in found)
     assert np.dot(found, sizes) == pytest.approx(sparsity * sum(sizes))
+
+
+def test_a_block_of_which_one_weight_is_gone_is_ranked_by_the_others():
+    scores = np.array([[9, 5, 5, 5, 0.1, 0.1, 0.1, 0.1]]).T
+    alive = np.array([[0, 1, 1, 1, 1, 1, 1, 1]]).T
+    found = _mask(Blocks(4, 1), scores, 4, alive)[:, 0]
+    assert found.tolist() == [True] * 4 + [False] * 4
+    # One that is gone altogether goes first, whatever its score.
+    alive = np.array([[0, 0, 0, 0, 1, 1, 1, 1]]).T
+    found = _mask(Blocks(4, 1), scores, 4, alive)[:, 0]
+    assert found.tolist() == [False] * 4 + [True] * 4
+
+
+def test_what_is_gone_is_dropped_first():
+    alive = np.array([[1, 0], [1, 1]])
+    found = _mask(Unstructured(), [[1, 9], [2, 3]], 2, alive)
+    assert found.tolist() == [[False, False], [True, True]]
+
+
+def test_sizes_of_many_weights_add_up_exactly():
+    sizes = np.array([2.0**25, 1, 1, 1], "float32")
+    scores = np.array([1.0, 2.0, 3.0, 4.0])
+    keep = keep_highest(scores, 2**25 + 1, sizes)
+    assert keep.tolist() == [False, False, True, True]

@@ -386,3 +386,17 @@ def test_calibration_data_are_checked():
 def test_export_before_any_data_says_what_to_do():
     with pytest.raises(ValueError, match="Pass `calibration_data`"):
         export_graph(tfc.quantize_aware(conv_net()))
+
+
+def test_a_linear_activation_has_no_quantizer_of_its_own(tmp_path):
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(3)(inputs)
+    x = keras.layers.Activation("linear")(x)
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    qat = tfc.quantize_aware(model)
+    # Input, the first layer's output and the second's.
+    assert len(tfc.graph.find_layers(qat, FakeQuant)) == 3
+    data = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    qat.compile("sgd", "mse")
+    qat.fit(data, data[:, :2], epochs=3, verbose=0)
+    assert tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8").fully_integer

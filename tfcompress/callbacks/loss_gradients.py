@@ -14,7 +14,7 @@ _BATCH = 32
 
 
 class LossGradients:
-    """Computes gradients and leaves the model as it was.
+    """Computes gradients of `model.compute_loss` and leaves the model as it was.
 
     The model runs as in training, with the statistics of each batch; what that changes
     (moving statistics, seeds, metrics) is put back.
@@ -70,6 +70,8 @@ class LossGradients:
                 sample_weight=sample_weight,
                 training=True,
             )
+            # In half precision gradients would vanish; what ranks does not mind.
+            loss = self.model.optimizer.scale_loss(loss)
         zero = tf.UnconnectedGradients.ZERO
         found = tape.gradient(loss, variables, unconnected_gradients=zero)
         return [tf.convert_to_tensor(g) for g in found]
@@ -82,7 +84,7 @@ def _dataset(data):
                 "`data` repeats without end. Take a part of it: data.take(10)."
             )
     elif isinstance(data, (tuple, list)):
-        data = tf.data.Dataset.from_tensor_slices(tuple(data)).batch(_BATCH)
+        data = tf.data.Dataset.from_tensor_slices(_tuples(tuple(data))).batch(_BATCH)
     else:
         raise TypeError(
             "`data` must be `(x, y)` or a tf.data.Dataset of such batches. Received: "
@@ -94,4 +96,13 @@ def _dataset(data):
             "`data` must have labels, `(x, y)` or `(x, y, sample_weight)`, for the "
             f"loss is computed on them. Received: {spec}"
         )
+    return data
+
+
+def _tuples(data):
+    """Lists of inputs as tuples: tf.data takes a list for one array."""
+    if isinstance(data, (tuple, list)):
+        return tuple(map(_tuples, data))
+    if isinstance(data, dict):
+        return {key: _tuples(value) for key, value in data.items()}
     return data

@@ -6,9 +6,6 @@ import tensorflow as tf
 
 from tfcompress.numerics import masks, scores
 
-# Below every score, and finite, for blocks of weights have the mean of theirs.
-_HUGE = 1e30
-
 
 class MaskedWeight:
     """A kernel with its mask.
@@ -55,7 +52,9 @@ class MaskedWeight:
     def raise_sparsity(self, sparsity):
         """Drops the lowest weights until there are so many zeros."""
         dropped = round(sparsity * self.size)
-        if dropped > self.zeros:
+        # Not compared with the zeros there are: some may stand where a pattern has none
+        # to give, and others have to go all the same.
+        if dropped:
             units = self.units()
             self.keep_units(masks.keep_highest(units, dropped, self.unit_sizes()))
         self.apply_mask()
@@ -67,8 +66,7 @@ class MaskedWeight:
         found = scores.checked(found, weight, self.path)
         # What the mask dropped must not come back even if an average over time has
         # made it non-zero meanwhile.
-        found = np.where(np.asarray(self.mask), found, np.float32(-_HUGE))
-        return self.pattern.units(found)
+        return self.pattern.units(found, np.asarray(self.mask))
 
     def unit_sizes(self):
         """Weights of each unit: a vector, or 1."""
@@ -97,7 +95,7 @@ def raise_together(pruned, sparsity):
         sparsity: Fraction of zeros in all of them; each keeps a unit.
     """
     dropped = round(sparsity * sum(p.size for p in pruned))
-    if dropped > sum(p.zeros for p in pruned):
+    if dropped:
         units = [p.units() for p in pruned]
         for scores_of_one in units:
             scores_of_one[np.argmax(scores_of_one)] = np.inf

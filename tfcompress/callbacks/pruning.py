@@ -16,12 +16,19 @@ from tfcompress.callbacks.loss_gradients import LossGradients
 from tfcompress.callbacks.masked_weight import MaskedWeight, raise_together, release
 from tfcompress.callbacks.run_steps import RunSteps
 from tfcompress.checks import check_model
-from tfcompress.graph import kernels
+from tfcompress.graph import find_layers, kernels
 from tfcompress.numerics import masks, patterns, scores
 from tfcompress.numerics.layer_sparsity import erdos_renyi_kernel
 
 _UPDATES_PER_RAMP = 64
 _SCOPES = ("layer", "global", "erk")
+# Layers whose kernels end in an axis of inputs and one of outputs.
+_MATRICES = (
+    keras.layers.Dense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+)
 # Fraction of exact zeros from which a kernel counts as pruned already.
 _MASK_FROM = 0.1
 
@@ -64,13 +71,15 @@ class Pruning(keras.callbacks.Callback):
             all together, by one threshold; `"erk"` in all together, with a sparsity
             for each kernel that follows from its shape (Erdős–Rényi kernel).
         score: What makes a weight matter: `"magnitude"`; `"random"`; `"taylor"`, the
-            weight times the gradient of the model's loss on `data` (SNIP, if all is
-            pruned before the first step); or a function from a weight (float32 array)
-            and its path to scores of its shape, called at each update of the masks.
+            weight times the gradient of `model.compute_loss` on `data` (SNIP, if all
+            is pruned before the first step); or a function from a weight (float32
+            array) and its path to scores of its shape, called whenever masks change.
         pattern: Which weights go together: `None`, each by itself; `"2:4"` (any N:M),
             at most two of four in a row of the input axis, the one before the last,
             stay; `(rows, columns)`, blocks of the kernel's matrix, which has a column
-            for each output. Then the fraction is rounded to whole blocks.
+            for each output. Then the fraction is rounded to whole blocks. Only kernels
+            of Dense, Conv1D, Conv2D and Conv3D are pruned then; others are named in a
+            warning.
         data: For `score="taylor"`: `(x, y)`, or a batched `tf.data.Dataset` of such
             tuples. All of it is read at each update, so a few hundred examples do.
 
@@ -307,6 +316,8 @@ def _choose(callback):
             "Nothing is left to prune after `include` and `exclude`. The paths there "
             f"are: {list(found)}"
         )
+    if callback.pattern is not None:
+        chosen = _with_inputs_and_outputs(chosen, found, callback)
     strategy = getattr(model, "distribute_strategy", None)
     with strategy.scope() if strategy else contextlib.nullcontext():
         pruned = [
@@ -327,6 +338,25 @@ def _choose(callback):
         for one, final in zip(free, finals, strict=True):
             one.final = final
     return pruned
+
+
+def _with_inputs_and_outputs(chosen, found, callback):
+    """Leaves out kernels whose last two axes are not inputs and outputs."""
+    fitting = {id(layer.kernel) for layer in find_layers(callback.model, _MATRICES)}
+    left = [path for path in chosen if id(found[path]) not in fitting]
+    if len(left) == len(chosen):
+        raise ValueError(
+            f"Pattern {callback.pattern!r} is for kernels of Dense, Conv1D, Conv2D and "
+            f"Conv3D layers, and none is chosen. Received: {left}"
+        )
+    if left:
+        logging.warning(
+            "Pattern %r is for kernels of Dense, Conv1D, Conv2D and Conv3D layers; "
+            "left alone: %s",
+            callback.pattern,
+            left,
+        )
+    return {path: settings for path, settings in chosen.items() if path not in left}
 
 
 def _check_pattern(callback, finals):

@@ -32,8 +32,8 @@ class FakeQuant(keras.layers.Layer):
 
     While training, each site averages the range it sees: a plain mean over the first
     hundred batches, so that nothing pulls toward a start value, then a moving average
-    over one batch in four. A batch is rounded to the range of those before it; the
-    first, if nothing was calibrated, is not rounded.
+    over one batch in four. Rounding does not wait for the range of its own batch: a
+    site that has seen none, and was not calibrated, is not rounded.
 
     Args:
         bits: Width of the integers, 2 to 16.
@@ -110,9 +110,12 @@ class FakeQuant(keras.layers.Layer):
             observed = tf.convert_to_tensor(self.observed.value)
             if training and site is not None:
                 self._observe(tf.stop_gradient(inputs), site, observed)
+                rounds &= observed[2, site] > 0
             low, high, seen = self._grid(observed)
             rounds &= seen > 0
-        return affine.fake_quantize(inputs, low, high, bits=self.bits, active=rounds)
+        return affine.fake_quantize(
+            inputs, low, high, bits=self.bits, active=rounds, joins_relu=training
+        )
 
     def _grid(self, observed):
         """Lowest and highest value of the grid, and batches seen by any site."""

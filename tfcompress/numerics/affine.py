@@ -16,13 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.numerics.branch import cheapest_cond, values_of_example
-from tfcompress.numerics.clipped_gradient import pass_within, relu_source
+from tfcompress.numerics.clipped_gradient import is_compiled, pass_within, relu_source
 
 _SMALLEST_RANGE = 1e-9
 _SMALLEST_FACTOR = 1e-30
+_ANY = float("inf")
 
 
-def fake_quantize(x, low, high, *, bits=8, active=True):
+def fake_quantize(x, low, high, *, bits=8, active=True, joins_relu=False):
     """Rounds `x` to the `2**bits` values of an asymmetric grid from `low` to `high`.
 
     Args:
@@ -32,14 +33,18 @@ def fake_quantize(x, low, high, *, bits=8, active=True):
         high: Scalar float, highest value of the grid, at least 0.
         bits: Width of the integers, 2 to 16.
         active: Whether to round, bool or scalar bool tensor; if not, `x` is returned.
+        joins_relu: Whether the gradient may go to what a ReLU read, if `x` is its
+            output, which costs less; none reaches `x` itself from here then.
 
     Returns:
         Tensor of `x`'s shape and dtype. The gradient passes where `x` is within the
-        range (straight-through) and is zero outside.
+        range (straight-through) and is zero outside; a range of nothing but 0, of a
+        branch that starts at zero, passes all of it.
     """
     x = tf.convert_to_tensor(x)
     active = tf.convert_to_tensor(active)
-    source, least, most = relu_source(x)
+    source, least, most = relu_source(x) if joins_relu else (x, -_ANY, _ANY)
+    compiled = is_compiled()
 
     def rounded():
         y = tf.quantization.fake_quant_with_min_max_vars(
@@ -50,9 +55,10 @@ def fake_quantize(x, low, high, *, bits=8, active=True):
     @tf.custom_gradient
     def straight_to(source):
         def gradient(dy):
-            lowest = tf.where(active, tf.maximum(low, least), least)
-            highest = tf.where(active, tf.minimum(high, most), most)
-            return pass_within(dy, x, lowest, highest)
+            cuts = active & (tf.convert_to_tensor(high) > low)
+            lowest = tf.where(cuts, tf.maximum(low, least), least)
+            highest = tf.where(cuts, tf.minimum(high, most), most)
+            return pass_within(dy, x, lowest, highest, compiled=compiled)
 
         return cheapest_cond(values_of_example(x), active, rounded, lambda: x), gradient
 

@@ -71,7 +71,8 @@ def keep_highest(scores, dropped, sizes=1):
     limit = min(np.count_nonzero(scores < np.inf), scores.size - 1)
     if np.ndim(sizes):
         order = np.argsort(-scores, kind="stable")[::-1]
-        ends = np.cumsum(sizes[order])
+        # Of float32 a sum of many sizes would stop growing.
+        ends = np.cumsum(sizes[order], dtype="float64")
         count = np.count_nonzero(ends - sizes[order] / 2 <= dropped)
         keep = np.ones(scores.size, bool)
         keep[order[: min(count, limit)]] = False

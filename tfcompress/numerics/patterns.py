@@ -6,7 +6,7 @@ dropped, and spreads what is kept of them over the weights again.
 Example:
     ```python
     pattern = parse("2:4")
-    units = pattern.units(scores)                    # one score for each unit
+    units = pattern.units(scores, alive)             # one score for each unit
     keep = masks.keep_highest(units, dropped)
     mask = pattern.spread(keep, scores.shape)        # bool, True = keep
     ```
@@ -16,15 +16,23 @@ import re
 
 import numpy as np
 
+# Below every score; finite, so that it is not taken for what must stay.
+_LOWEST = np.float32(-1e30)
+
 
 class Unstructured:
     """Every weight by itself."""
 
     highest_sparsity = 1.0
 
-    def units(self, scores):
-        """Scores of the units, a vector."""
-        return scores.ravel()
+    def units(self, scores, alive):
+        """Scores of the units, a vector; lowest where nothing is left to drop.
+
+        Args:
+            scores: Float array, one score for each weight.
+            alive: Bool array of its shape: which weights were not dropped before.
+        """
+        return np.where(alive, scores, _LOWEST).ravel()
 
     def sizes(self, shape):
         """How many weights each unit has: a vector, or one number for all."""
@@ -59,12 +67,12 @@ class NOfM(Unstructured):
         self.n, self.m = n, m
         self.highest_sparsity = 1 - n / m
 
-    def units(self, scores):
+    def units(self, scores, alive):
         """Scores of the weights; those that stay have infinity."""
-        rows = np.moveaxis(scores, -2, -1)
+        rows = np.moveaxis(np.where(alive, scores, _LOWEST), -2, -1)
         length = rows.shape[-1]
         groups = -(-length // self.m)
-        filled = np.full((*rows.shape[:-1], groups * self.m), -np.inf, scores.dtype)
+        filled = np.full((*rows.shape[:-1], groups * self.m), -np.inf, rows.dtype)
         filled[..., :length] = rows
         groups = filled.reshape(-1, self.m)
         # Stable, so that ties keep the lower index.
@@ -98,9 +106,11 @@ class Blocks:
             )
         self.rows, self.columns = rows, columns
 
-    def units(self, scores):
-        """Mean scores of the blocks."""
-        return self._sums(scores) / self.sizes(scores.shape)
+    def units(self, scores, alive):
+        """Mean scores of the blocks; what was dropped before counts as nothing."""
+        means = self._sums(np.where(alive, scores, 0)) / self.sizes(scores.shape)
+        left = self._sums(alive.astype("float32")) > 0
+        return np.where(left, means, _LOWEST)
 
     def sizes(self, shape):
         """Weights of each block."""

@@ -239,6 +239,8 @@ def is_addition(operation):
 
 def passes_through(operation):
     """Whether the output lies on the grid of the input."""
+    if isinstance(operation, layers.Activation) and activation(operation) == "linear":
+        return True
     return _is(operation, PASS_THROUGH, PASS_THROUGH_OPERATIONS)
 
 
