@@ -113,9 +113,7 @@ class FakeQuant(keras.layers.Layer):
                 rounds &= observed[2, site] > 0
             low, high, seen = self._grid(observed)
             rounds &= seen > 0
-        return affine.fake_quantize(
-            inputs, low, high, bits=self.bits, active=rounds, joins_relu=training
-        )
+        return affine.fake_quantize(inputs, low, high, bits=self.bits, active=rounds)
 
     def _grid(self, observed):
         """Lowest and highest value of the grid, and batches seen by any site."""

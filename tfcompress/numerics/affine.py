@@ -16,14 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.numerics.branch import cheapest_cond, values_of_example
-from tfcompress.numerics.clipped_gradient import is_compiled, pass_within, relu_source
+from tfcompress.numerics.clipped_gradient import is_compiled, pass_within
 
 _SMALLEST_RANGE = 1e-9
 _SMALLEST_FACTOR = 1e-30
 _ANY = float("inf")
 
 
-def fake_quantize(x, low, high, *, bits=8, active=True, joins_relu=False):
+def fake_quantize(x, low, high, *, bits=8, active=True):
     """Rounds `x` to the `2**bits` values of an asymmetric grid from `low` to `high`.
 
     Args:
@@ -33,8 +33,6 @@ def fake_quantize(x, low, high, *, bits=8, active=True, joins_relu=False):
         high: Scalar float, highest value of the grid, at least 0.
         bits: Width of the integers, 2 to 16.
         active: Whether to round, bool or scalar bool tensor; if not, `x` is returned.
-        joins_relu: Whether the gradient may go to what a ReLU read, if `x` is its
-            output, which costs less; none reaches `x` itself from here then.
 
     Returns:
         Tensor of `x`'s shape and dtype. The gradient passes where `x` is within the
@@ -43,7 +41,6 @@ def fake_quantize(x, low, high, *, bits=8, active=True, joins_relu=False):
     """
     x = tf.convert_to_tensor(x)
     active = tf.convert_to_tensor(active)
-    source, least, most = relu_source(x) if joins_relu else (x, -_ANY, _ANY)
     compiled = is_compiled()
 
     def rounded():
@@ -53,16 +50,15 @@ def fake_quantize(x, low, high, *, bits=8, active=True, joins_relu=False):
         return tf.cast(y, x.dtype)
 
     @tf.custom_gradient
-    def straight_to(source):
+    def straight_through_range(x):
         def gradient(dy):
             cuts = active & (tf.convert_to_tensor(high) > low)
-            lowest = tf.where(cuts, tf.maximum(low, least), least)
-            highest = tf.where(cuts, tf.minimum(high, most), most)
+            lowest, highest = tf.where(cuts, low, -_ANY), tf.where(cuts, high, _ANY)
             return pass_within(dy, x, lowest, highest, compiled=compiled)
 
         return cheapest_cond(values_of_example(x), active, rounded, lambda: x), gradient
 
-    return straight_to(source)
+    return straight_through_range(x)
 
 
 def fake_quantize_weight(

@@ -2,23 +2,12 @@
 
 Example:
     ```python
-    source, least, most = relu_source(x)       # x itself where there was no ReLU
-    dsource = pass_within(
-        dy, x, tf.maximum(low, least), tf.minimum(high, most), compiled=is_compiled()
-    )
+    dx = pass_within(dy, x, low, high, compiled=is_compiled())
     ```
 """
 
-import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
-
-# Where a ReLU passes a gradient: above 0, and below its highest value.
-_ABOVE_ZERO = float(np.finfo(np.float32).tiny)
-_RELUS = {
-    "Relu": (_ABOVE_ZERO, float("inf")),
-    "Relu6": (_ABOVE_ZERO, float(np.nextafter(np.float32(6), np.float32(0)))),
-}
 
 
 def pass_within(gradient, x, low, high, *, compiled):
@@ -50,22 +39,3 @@ def is_compiled():
     """Whether what is traced now is for XLA."""
     graph = tf.compat.v1.get_default_graph()
     return control_flow_util.GraphOrParentsInXlaContext(graph)
-
-
-def relu_source(x):
-    """What a ReLU read to give `x`, so that one mask serves both gradients.
-
-    Args:
-        x: Tensor.
-
-    Returns:
-        `(source, least, most)`: the tensor that the ReLU read, and between which values
-        of `x` it passes a gradient. If `x` does not come straight from a ReLU of the
-        graph that is traced now, in float32: `x`, minus infinity and infinity.
-    """
-    here = not tf.executing_eagerly() and x.graph is tf.compat.v1.get_default_graph()
-    if here and x.dtype == tf.float32:
-        bounds = _RELUS.get(x.op.type)
-        if bounds is not None:
-            return x.op.inputs[0], *bounds
-    return x, -float("inf"), float("inf")
