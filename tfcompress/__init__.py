@@ -24,6 +24,7 @@ from tfcompress.passes.quantization_config import (
 )
 from tfcompress.passes.quantize import quantize_aware as quantize_aware
 from tfcompress.passes.strip import strip as strip
+from tfcompress.prune_channels import prune_channels as prune_channels
 from tfcompress.report import report as report
 from tfcompress.selection import Rule as Rule
 

@@ -9,7 +9,7 @@ from keras import layers
 from networks import compiled, conv_net, image_data, zeros
 
 import tfcompress as tfc
-from tfcompress.callbacks.loss_gradients import LossGradients
+from tfcompress.loss_gradients import LossGradients
 from tfcompress.numerics.layer_sparsity import erdos_renyi_kernel
 
 

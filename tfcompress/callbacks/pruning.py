@@ -12,11 +12,11 @@ import keras
 from absl import logging
 
 from tfcompress import schedules, selection
-from tfcompress.callbacks.loss_gradients import LossGradients
 from tfcompress.callbacks.masked_weight import MaskedWeight, raise_together, release
 from tfcompress.callbacks.run_steps import RunSteps
 from tfcompress.checks import check_model
 from tfcompress.graph import find_layers, kernels
+from tfcompress.loss_gradients import LossGradients
 from tfcompress.numerics import masks, patterns, scores
 from tfcompress.numerics.layer_sparsity import erdos_renyi_kernel
 

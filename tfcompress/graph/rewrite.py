@@ -94,7 +94,9 @@ def clone(operation, *, name=None, dtype=None, into=None, **changes):
     changes |= {"name": name} | ({} if dtype is None else {"dtype": dtype})
     try:
         cls = into or type(operation)
-        return cls.from_config(operation.get_config() | changes)
+        # A lambda from this very process is as safe as the process.
+        trusted = {"safe_mode": False} if cls is keras.layers.Lambda else {}
+        return cls.from_config(operation.get_config() | changes, **trusted)
     except Exception as err:
         raise ValueError(
             f"Cannot copy layer {operation.name!r} of type "

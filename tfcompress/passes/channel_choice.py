@@ -1,0 +1,92 @@
+"""Which layers may lose channels, and how many of their own.
+
+Example:
+    ```python
+    chosen = choose_producers(channels, exclude="stem")    # {"conv": None, ...}
+    ```
+"""
+
+from tfcompress.checks import check_model
+from tfcompress.graph import Graph, find_layers, flatten, functional
+from tfcompress.graph.channel_rules import find_channels
+from tfcompress.graph.channels import KEPT
+from tfcompress.layers import FakeQuant, TransformWeights
+from tfcompress.passes.lowering.trace import functional_form
+from tfcompress.selection import select
+
+
+def channels_of(model):
+    """The `Channels` of any model that can be made flat.
+
+    Args:
+        model: Built `keras.Model`.
+
+    Returns:
+        `Channels`; its `graph.model` is `model` itself, or a flat copy, compiled alike.
+
+    Raises:
+        TypeError: If it is no Keras 3 model, or a pass of this library put layers in.
+        ValueError: If it has no graph of layers and none can be recorded.
+    """
+    check_model(model)
+    if find_layers(model, (FakeQuant, TransformWeights)):
+        raise TypeError(
+            f"Model {model.name!r} holds layers that a pass of this library put in. "
+            "Remove channels first, from the plain model (tfc.strip gives one), and "
+            "quantize, cluster or distill the result."
+        )
+    flat = flatten(model if functional(model) else functional_form(model))
+    if flat is not model and getattr(model, "optimizer", None) is not None:
+        flat.compile_from_config(model.get_compile_config())
+    return find_channels(Graph(flat))
+
+
+def choose_producers(channels, include=None, exclude=None, rules=()):
+    """Picks among the layers that make channels.
+
+    Args:
+        channels: `Channels` of a model.
+        include: Pattern(s) of layers that may lose channels; `None`: all.
+        exclude: Pattern(s) of layers that may not.
+        rules: List of `Rule(match, amount=...)`.
+
+    Returns:
+        Dict from the name of each chosen producer to its amount, or `None`.
+
+    Raises:
+        ValueError: If no channel can go at all, a pattern matches nothing, or a rule
+            sets something else.
+    """
+    for rule in rules:
+        amount = rule.settings.get("amount")
+        if set(rule.settings) != {"amount"} or not 0 <= amount < 1:
+            raise ValueError(
+                "A rule for channels sets `amount`, a fraction in [0, 1). Received: "
+                f"{rule!r}"
+            )
+    free, stuck = [], {}
+    for producer in channels.producers:
+        if (channels.groups(producer.ids) != KEPT).any():
+            free.append(producer.name)
+        else:
+            stuck[producer.name] = channels.kept_because(producer.ids)
+    if not free:
+        raise ValueError(_nothing(channels, stuck))
+    names = [p.name for p in channels.producers]
+    chosen = select(names, include=include, exclude=exclude, rules=rules)
+    if not set(chosen) & set(free):
+        raise ValueError(
+            "No layer that is left by `include` and `exclude` has channels that can "
+            f"go. Layers that have: {free}. The others: {stuck}"
+        )
+    return {name: settings.get("amount") for name, settings in chosen.items()}
+
+
+def _nothing(channels, stuck):
+    model = channels.graph.model
+    if not stuck:
+        return f"Model {model.name!r} has no layer that makes channels."
+    lines = [f"  {name}: {'; '.join(why)}" for name, why in stuck.items()]
+    return "\n".join(
+        [f"No channel of model {model.name!r} can go. What keeps them:", *lines]
+    )

@@ -1,0 +1,159 @@
+"""Builds the model without the channels that go.
+
+Example:
+    ```python
+    smaller = remove_channels(channels, removed)     # a plain Keras model
+    ```
+"""
+
+import keras
+import numpy as np
+
+from tfcompress.graph import clone, rewrite
+
+
+def remove_channels(channels, removed):
+    """A copy of the model in which groups of channels are left out.
+
+    Args:
+        channels: `Channels` of the model.
+        removed: Bool array, one entry for each group.
+
+    Returns:
+        A new `keras.Model`, not compiled, and a dict from `id` of each variable of the
+        old model that has channels to its successor and the indices that stay along
+        each axis (`None`: all).
+    """
+    visitor = _Visitor(channels, removed)
+    model = rewrite(channels.graph, visitor)
+    return model, visitor.move_weights()
+
+
+class _Visitor:
+    """Calls smaller layers in place of those that lose channels."""
+
+    def __init__(self, channels, removed):
+        self.channels = channels
+        self.removed = removed
+        self.smaller = {}
+
+    def __call__(self, call, clone_same, args, kwargs):
+        operation = call.operation
+        if id(operation) not in self.smaller:
+            if not self._changes(operation):
+                return clone_same(operation)(*args, **kwargs)
+            self.smaller[id(operation)] = (operation, self._resized(operation))
+        return self.smaller[id(operation)][1](*args, **kwargs)
+
+    def move_weights(self):
+        """Gives the smaller layers the weights that stay."""
+        moved = {}
+        for old, new in self.smaller.values():
+            if not isinstance(old, keras.layers.Layer):
+                continue
+            for before, after in zip(old.variables, new.variables, strict=True):
+                indices = self._indices(before)
+                after.assign(sliced(before.numpy(), indices))
+                moved[id(before)] = (after, indices)
+        return moved
+
+    def _count(self, ids):
+        return len(self._stay(ids))
+
+    def _stay(self, ids):
+        return np.flatnonzero(~self.removed[self.channels.groups(ids)])
+
+    def _indices(self, variable):
+        weight = self.channels.weights.get(id(variable))
+        if weight is None:
+            return (None,) * len(variable.shape)
+        return tuple(None if ids is None else self._stay(ids) for ids in weight.axes)
+
+    def _changes(self, operation):
+        """Whether an operation has a weight or a setting that channels go from."""
+        if not isinstance(operation, keras.layers.Layer):
+            return bool(self._settings(operation))
+        shapes = [
+            (len(kept), size)
+            for variable in operation.variables
+            for kept, size in zip(self._indices(variable), variable.shape, strict=True)
+            if kept is not None
+        ]
+        if any(kept != size for kept, size in shapes):
+            return True
+        # A layer without weights (Reshape) has its settings alone.
+        return not shapes and bool(self._settings(operation))
+
+    def _settings(self, operation):
+        found = self.channels.settings.get(id(operation), {})
+        return {name: value(self._count) for name, value in found.items()}
+
+    def _resized(self, operation):
+        settings = self._settings(operation)
+        if not isinstance(operation, keras.layers.Layer):
+            copied = clone(operation)
+            for name, value in settings.items():
+                setattr(copied, name, value)
+            return copied
+        return clone(operation, **settings, **self._inner(operation))
+
+    def _inner(self, layer):
+        """Entries of a wrapper's config with the settings of the layers it holds."""
+        parts = {
+            "layer": getattr(layer, "forward_layer", getattr(layer, "layer", None)),
+            "backward_layer": getattr(layer, "backward_layer", None),
+        }
+        config = layer.get_config()
+        found = {}
+        for name, part in parts.items():
+            if isinstance(part, keras.layers.Layer):
+                entry = dict(config[name])
+                entry["config"] = entry["config"] | self._settings(part)
+                # The shape it was built for is not the new one's.
+                entry.pop("build_config", None)
+                found[name] = entry
+        return found
+
+
+def sliced(values, indices):
+    """Takes `indices` along each axis; `None` takes all."""
+    for axis, kept in enumerate(indices):
+        if kept is not None:
+            values = np.take(values, kept, axis)
+    return values
+
+
+def carry_optimizer(old, new, moved):
+    """Compiles the smaller model as the old one, with what stays of the slots.
+
+    Args:
+        old: Compiled and built `keras.Model`.
+        new: The model without channels, with the layers of `old` in the same order.
+        moved: What `remove_channels` says of the weights.
+    """
+    new.compile_from_config(old.get_compile_config())
+    optimizer, smaller = old.optimizer, new.optimizer
+    smaller.build(new.trainable_variables)
+    slots = {v.path: v for v in old.trainable_variables}
+    for before, after in zip(optimizer.variables, smaller.variables, strict=True):
+        values = before.numpy()
+        if values.shape != tuple(after.shape):
+            owner = _owner(before, slots)
+            values = sliced(values, moved[id(owner)][1])
+        after.assign(values)
+
+
+def _owner(slot, variables):
+    """The weight that an optimizer's variable belongs to."""
+    found = [
+        variable
+        for path, variable in variables.items()
+        if slot.name.startswith(path.replace("/", "_") + "_")
+        and tuple(slot.shape) == tuple(variable.shape)
+    ]
+    if not found:
+        raise ValueError(
+            f"Cannot tell which weight the optimizer's {slot.path!r} belongs to. Pass "
+            "keep_optimizer=False and compile the model again."
+        )
+    return max(found, key=lambda variable: len(variable.path))

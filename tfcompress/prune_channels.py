@@ -1,0 +1,286 @@
+"""Removes whole channels: a smaller and faster model on every device.
+
+Example:
+    ```python
+    small = tfc.prune_channels(model, 0.5)                          # half of each layer
+    small = tfc.prune_channels(model, budget={"macs": 0.5})         # half of the work
+    small.compile("adam", "sparse_categorical_crossentropy")
+    small.fit(x, y)                                                 # learns again
+    ```
+"""
+
+import pathlib
+import tempfile
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from tfcompress.deploy.runtime import TFLiteRunner
+from tfcompress.deploy.tflite import export_tflite
+from tfcompress.passes.channel_choice import channels_of, choose_producers
+from tfcompress.passes.channel_plan import ChannelPlan
+from tfcompress.passes.channel_removal import carry_optimizer, remove_channels
+from tfcompress.passes.channel_scores import find_scores
+
+_BUDGETS = ("parameters", "macs", "bytes", "latency", "latency_ms")
+# Each costs an export and a second of measuring.
+_LATENCY_STEPS = 7
+
+
+def prune_channels(
+    model,
+    amount=None,
+    *,
+    budget=None,
+    scope="layer",
+    score="l2",
+    round_to=1,
+    data=None,
+    include=None,
+    exclude=None,
+    rules=(),
+    keep_optimizer=False,
+    return_report=False,
+):
+    """Returns the model without its least channels: filters, units, heads.
+
+    Channels that depend on each other go together: those that are added or multiplied,
+    that pass a depthwise kernel, a normalization, a reshape. The result computes what
+    the model would with these channels set to zero wherever they are read; layer,
+    RMS and group normalization take their statistics of what stays. Channels that an
+    output of the model, or an operation that is not known, depends on stay; the report
+    names them. Train it afterwards: removing channels costs accuracy.
+
+    Args:
+        model: Built `keras.Model`; nested models are inlined, a subclassed one becomes
+            functional, for which its `call` must consist of Keras layers and
+            `keras.ops`. It is left as it is.
+        amount: Fraction of the channels to remove, in [0, 1). Every layer keeps one.
+        budget: Instead of `amount`: dict of what the result may cost at most, and
+            channels go until all of it holds. `"parameters"`, `"macs"` (of one
+            example) and `"bytes"` (of the weights): a float up to 1 is a share of the
+            model's own, an int is a number. `"latency"` is a share and `"latency_ms"`
+            the milliseconds of one inference of the exported float32 TFLite file, on
+            one thread of this machine.
+        scope: `"layer"` removes the same fraction everywhere; `"global"` the lowest
+            scores of the whole model.
+        score: What makes a channel matter. Of its weights, relative to its layer:
+            `"l1"`, `"l2"`, `"geometric_median"` (FPGM: distance to the other filters),
+            `"random"`. `"batch_norm"`: scale of the batch normalization behind it.
+            With `data`: `"taylor"`, its weights times the gradients of the loss, of a
+            compiled model; `"rank"` of its feature maps (HRank). Or a function from a
+            float32 matrix `(weights of a channel, channels)` and the layer's name to a
+            score per channel.
+        round_to: Channels of a layer stay a multiple of it, if it has as many: 8 suits
+            SIMD kernels and NPUs.
+        data: Examples for `score`, `(x, y)` or a batched `tf.data.Dataset`.
+        include: Regular expression(s) on the layer's name, or predicate(s): only these
+            layers lose channels (and those that are tied to them must be among them).
+        exclude: The same: these do not.
+        rules: List of `tfc.Rule(match, amount=...)`: fractions of single layers.
+        keep_optimizer: Whether to compile the result as the model was, with the state
+            that the optimizer has for what stays. Not for models with nested models.
+        return_report: Whether to return a `ChannelReport` as well.
+
+    Returns:
+        A new `keras.Model` of Keras' own layers, not compiled unless `keep_optimizer`;
+        with `return_report`, a pair of it and the report.
+
+    Raises:
+        TypeError: If `model` is no Keras 3 model, or is quantization-aware: remove
+            channels first.
+        ValueError: If a setting is out of range, no channel can go (names why), the
+            budget cannot be reached (names the least there is), or the score needs
+            data.
+
+    Reference:
+        Fang et al., "DepGraph: Towards Any Structural Pruning", 2023. arXiv:2301.12900
+        (groups); Li et al., 2016, arXiv:1608.08710 (L1); Liu et al., 2017,
+        arXiv:1708.06519 (scales); Molchanov et al., 2019, arXiv:1906.10771 (Taylor);
+        He et al., 2018, arXiv:1811.00250 (FPGM); Lin et al., 2020, arXiv:2002.10179
+        (HRank)
+    """
+    _check_arguments(amount, budget, scope, round_to)
+    channels = channels_of(model)
+    chosen = choose_producers(channels, include, exclude, rules)
+    scores = find_scores(channels, score, data)
+    plan = ChannelPlan(channels, scores, chosen, scope, round_to)
+    if budget is None:
+        removed = plan.removed(amount)
+    else:
+        removed = _within(plan, budget)
+    small, moved = remove_channels(channels, removed)
+    if keep_optimizer:
+        _check_optimizer(model, channels)
+        carry_optimizer(model, small, moved)
+    if not return_report:
+        return small
+    return small, _report(plan, removed)
+
+
+@dataclass(frozen=True)
+class ChannelReport:
+    """What `prune_channels` removed.
+
+    Attributes:
+        layers: Tuple of `(name, channels before, channels after, why)`, one for each
+            layer that makes channels; `why` says what keeps them all, or is "".
+        parameters: `(before, after)`.
+        macs: `(before, after)` for one example; `None` if a shape is not known.
+        barriers: Dict from the names of operations that channels could not be followed
+            through to the reason.
+    """
+
+    layers: tuple
+    parameters: tuple
+    macs: tuple | None
+    barriers: dict
+
+    def __str__(self):
+        width = max((len(name) for name, *_ in self.layers), default=5)
+        rows = [f"{'layer':<{width}} {'channels':>8} {'left':>6}"]
+        rows += [
+            f"{name:<{width}} {before:>8} {after:>6}  {why}".rstrip()
+            for name, before, after, why in self.layers
+        ]
+        rows.append("parameters {:,} -> {:,}".format(*self.parameters))
+        if self.macs is not None:
+            rows.append("MACs {:,} -> {:,}".format(*self.macs))
+        rows += [f"not followed: {n!r}: {why}" for n, why in self.barriers.items()]
+        return "\n".join(rows)
+
+
+def _report(plan, removed):
+    channels = plan.channels
+    layers = []
+    for producer in channels.producers:
+        ids = producer.ids[: len(producer.ids) // producer.repeats]
+        why = "; ".join(dict.fromkeys(channels.kept_because(ids)))
+        layers.append((producer.name, len(ids), plan.counter(removed)(ids), why))
+    nothing = np.zeros_like(removed)
+    macs = plan.macs(nothing), plan.macs(removed)
+    return ChannelReport(
+        layers=tuple(layers),
+        parameters=(_parameters(plan, nothing), _parameters(plan, removed)),
+        macs=None if None in macs else macs,
+        barriers=channels.barriers,
+    )
+
+
+def _parameters(plan, removed):
+    return sum(size for _, size in plan.sizes(removed))
+
+
+def _bytes(plan, removed):
+    return sum(
+        size * np.dtype(keras.backend.standardize_dtype(variable.dtype)).itemsize
+        if str(variable.dtype) != "bfloat16"
+        else 2 * size
+        for variable, size in plan.sizes(removed)
+    )
+
+
+def _macs(plan, removed):
+    found = plan.macs(removed)
+    if found is None:
+        raise ValueError(
+            'budget={"macs": ...}: the size of some input is not known, so neither is '
+            "the work. Give keras.Input its full shape, or set another budget."
+        )
+    return found
+
+
+def _latency_ms(plan, removed):
+    small, _ = remove_channels(plan.channels, removed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.tflite"
+        export_tflite(small, path, kind="float32")
+        return TFLiteRunner(path).latency_ms()
+
+
+_COSTS = {
+    "parameters": _parameters,
+    "macs": _macs,
+    "bytes": _bytes,
+    "latency": _latency_ms,
+    "latency_ms": _latency_ms,
+}
+
+
+def _within(plan, budget):
+    """The groups that go so that all of a budget holds."""
+    nothing = plan.removed(0.0)
+    # The cheap ones first, so that fewer files are measured.
+    names = [name for name in _COSTS if name in budget]
+    limits = {}
+    for name in names:
+        limit = budget[name]
+        shares = name != "latency_ms" and isinstance(limit, float)
+        limits[name] = limit * _COSTS[name](plan, nothing * False) if shares else limit
+
+    def fits(removed):
+        return all(_COSTS[name](plan, removed) <= limits[name] for name in names)
+
+    measured = {"latency", "latency_ms"} & set(names)
+    removed = plan.within(fits, *([_LATENCY_STEPS] if measured else []))
+    if removed is None:
+        least = plan.removed(1.0)
+        reached = {name: _COSTS[name](plan, least) for name in names}
+        shown = ", ".join(
+            f"{name}: {reached[name]:,.6g} (wanted {limits[name]:,.6g})"
+            for name in names
+        )
+        raise ValueError(
+            f"The budget cannot be reached. The least there is, with one channel left "
+            f"wherever channels can go: {shown}."
+        )
+    return removed
+
+
+def _check_optimizer(model, channels):
+    if channels.graph.model is not model:
+        raise ValueError(
+            f"keep_optimizer: model {model.name!r} holds nested models, whose weights "
+            "get new places. Compile the result again instead."
+        )
+    if getattr(model, "optimizer", None) is None or not model.optimizer.built:
+        raise ValueError(
+            f"keep_optimizer: model {model.name!r} has no optimizer with a state."
+        )
+
+
+def _check_arguments(amount, budget, scope, round_to):
+    if (amount is None) == (budget is None):
+        raise ValueError(
+            "Pass either `amount`, the fraction of channels to remove, or `budget`. "
+            f"Received: amount={amount}, budget={budget}"
+        )
+    if amount is not None and not 0 <= amount < 1:
+        raise ValueError(
+            "`amount` must be in [0, 1): a layer without channels computes nothing. "
+            f"Received: amount={amount}"
+        )
+    if scope not in ("layer", "global"):
+        raise ValueError(f"`scope` must be 'layer' or 'global'. Received: {scope!r}")
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"`round_to` must be 1 or more. Received: {round_to}")
+    for name, limit in (budget or {}).items():
+        _check_limit(name, limit)
+
+
+def _check_limit(name, limit):
+    if name not in _BUDGETS:
+        raise ValueError(
+            f"`budget` must be a dict with some of {list(_BUDGETS)}. Received: {name!r}"
+        )
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit <= 0:
+        raise ValueError(
+            f"`budget`: {name!r} must be a number above 0. Received: {limit!r}"
+        )
+    share = name == "latency" or (isinstance(limit, float) and name != "latency_ms")
+    if share and limit > 1:
+        raise ValueError(
+            f"`budget`: a float is a share, at most 1.0, of the model's own {name}; an "
+            f"int is a number. Received: {limit!r}"
+        )
