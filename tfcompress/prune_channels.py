@@ -13,19 +13,19 @@ import pathlib
 import tempfile
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 
 from tfcompress.deploy.runtime import TFLiteRunner
 from tfcompress.deploy.tflite import export_tflite
+from tfcompress.passes.channel_budget import (
+    check_amount,
+    parameters,
+    within_budget,
+)
 from tfcompress.passes.channel_choice import channels_of, choose_producers
 from tfcompress.passes.channel_plan import ChannelPlan
 from tfcompress.passes.channel_removal import carry_optimizer, remove_channels
 from tfcompress.passes.channel_scores import find_scores
-
-_BUDGETS = ("parameters", "macs", "bytes", "latency", "latency_ms")
-# Each costs an export and a second of measuring.
-_LATENCY_STEPS = 7
 
 
 def prune_channels(
@@ -101,7 +101,8 @@ def prune_channels(
         He et al., 2018, arXiv:1811.00250 (FPGM); Lin et al., 2020, arXiv:2002.10179
         (HRank)
     """
-    _check_arguments(amount, budget, scope, round_to)
+    check_amount(amount, budget)
+    _check_arguments(scope, round_to)
     channels = channels_of(model)
     chosen = choose_producers(channels, include, exclude, rules)
     scores = find_scores(channels, score, data)
@@ -109,7 +110,7 @@ def prune_channels(
     if budget is None:
         removed = plan.removed(amount)
     else:
-        removed = _within(plan, budget)
+        removed = within_budget(plan, budget, lambda r: _latency_ms(channels, r))
     small, moved = remove_channels(channels, removed)
     if keep_optimizer:
         _check_optimizer(model, channels)
@@ -162,80 +163,18 @@ def _report(plan, removed):
     macs = plan.macs(nothing), plan.macs(removed)
     return ChannelReport(
         layers=tuple(layers),
-        parameters=(_parameters(plan, nothing), _parameters(plan, removed)),
+        parameters=(parameters(plan, nothing), parameters(plan, removed)),
         macs=None if None in macs else macs,
         barriers=channels.barriers,
     )
 
 
-def _parameters(plan, removed):
-    return sum(size for _, size in plan.sizes(removed))
-
-
-def _bytes(plan, removed):
-    return sum(
-        size * np.dtype(keras.backend.standardize_dtype(variable.dtype)).itemsize
-        if str(variable.dtype) != "bfloat16"
-        else 2 * size
-        for variable, size in plan.sizes(removed)
-    )
-
-
-def _macs(plan, removed):
-    found = plan.macs(removed)
-    if found is None:
-        raise ValueError(
-            'budget={"macs": ...}: the size of some input is not known, so neither is '
-            "the work. Give keras.Input its full shape, or set another budget."
-        )
-    return found
-
-
-def _latency_ms(plan, removed):
-    small, _ = remove_channels(plan.channels, removed)
+def _latency_ms(channels, removed):
+    small, _ = remove_channels(channels, removed)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.tflite"
         export_tflite(small, path, kind="float32")
         return TFLiteRunner(path).latency_ms()
-
-
-_COSTS = {
-    "parameters": _parameters,
-    "macs": _macs,
-    "bytes": _bytes,
-    "latency": _latency_ms,
-    "latency_ms": _latency_ms,
-}
-
-
-def _within(plan, budget):
-    """The groups that go so that all of a budget holds."""
-    nothing = plan.removed(0.0)
-    # The cheap ones first, so that fewer files are measured.
-    names = [name for name in _COSTS if name in budget]
-    limits = {}
-    for name in names:
-        limit = budget[name]
-        shares = name != "latency_ms" and isinstance(limit, float)
-        limits[name] = limit * _COSTS[name](plan, nothing * False) if shares else limit
-
-    def fits(removed):
-        return all(_COSTS[name](plan, removed) <= limits[name] for name in names)
-
-    measured = {"latency", "latency_ms"} & set(names)
-    removed = plan.within(fits, *([_LATENCY_STEPS] if measured else []))
-    if removed is None:
-        least = plan.removed(1.0)
-        reached = {name: _COSTS[name](plan, least) for name in names}
-        shown = ", ".join(
-            f"{name}: {reached[name]:,.6g} (wanted {limits[name]:,.6g})"
-            for name in names
-        )
-        raise ValueError(
-            f"The budget cannot be reached. The least there is, with one channel left "
-            f"wherever channels can go: {shown}."
-        )
-    return removed
 
 
 def _check_optimizer(model, channels):
@@ -250,37 +189,8 @@ def _check_optimizer(model, channels):
         )
 
 
-def _check_arguments(amount, budget, scope, round_to):
-    if (amount is None) == (budget is None):
-        raise ValueError(
-            "Pass either `amount`, the fraction of channels to remove, or `budget`. "
-            f"Received: amount={amount}, budget={budget}"
-        )
-    if amount is not None and not 0 <= amount < 1:
-        raise ValueError(
-            "`amount` must be in [0, 1): a layer without channels computes nothing. "
-            f"Received: amount={amount}"
-        )
+def _check_arguments(scope, round_to):
     if scope not in ("layer", "global"):
         raise ValueError(f"`scope` must be 'layer' or 'global'. Received: {scope!r}")
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise ValueError(f"`round_to` must be 1 or more. Received: {round_to}")
-    for name, limit in (budget or {}).items():
-        _check_limit(name, limit)
-
-
-def _check_limit(name, limit):
-    if name not in _BUDGETS:
-        raise ValueError(
-            f"`budget` must be a dict with some of {list(_BUDGETS)}. Received: {name!r}"
-        )
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit <= 0:
-        raise ValueError(
-            f"`budget`: {name!r} must be a number above 0. Received: {limit!r}"
-        )
-    share = name == "latency" or (isinstance(limit, float) and name != "latency_ms")
-    if share and limit > 1:
-        raise ValueError(
-            f"`budget`: a float is a share, at most 1.0, of the model's own {name}; an "
-            f"int is a number. Received: {limit!r}"
-        )

@@ -27,6 +27,10 @@ def _pruning_by_gradients():
     return [tfc.Pruning(0.6, scope="global", score="taylor", data=image_data(64))]
 
 
+def _channel_pruning():
+    return [tfc.ChannelPruning(0.5, sparsity_penalty=0.001)]
+
+
 def _schedule():
     # 6 steps an epoch; a run of 2 epochs sees all but the last of them.
     return [
@@ -43,6 +47,7 @@ def _schedule():
 TECHNIQUES = {
     "pruning": (lambda model: model, _pruning),
     "pruning, global by gradients": (lambda model: model, _pruning_by_gradients),
+    "channel pruning": (lambda model: model, _channel_pruning),
     "quantization": (_quantized(), list),
     "quantization, int4 weights": (_quantized("int4_weights"), list),
     "quantization, learned step": (
@@ -103,5 +108,7 @@ def check_callbacks(callbacks, history):
         if isinstance(callback, tfc.Pruning):
             # 0.01: whole weights of small kernels.
             assert abs(history["sparsity"][-1] - 0.6) < 0.01
+        elif isinstance(callback, tfc.ChannelPruning):
+            assert history["channel_scale"][-1] == 0
         else:
             assert history["weight_bits"][-1] == 4

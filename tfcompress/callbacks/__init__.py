@@ -1,5 +1,6 @@
 """Keras callbacks, one a file."""
 
+from tfcompress.callbacks.channel_pruning import ChannelPruning as ChannelPruning
 from tfcompress.callbacks.compression_logger import (
     CompressionLogger as CompressionLogger,
 )
