@@ -17,6 +17,7 @@ COMMANDS = (
     "demo",
     "inspect",
     "export",
+    "prune-channels",
     "quantize",
     "debug-quantization",
     "measure",
@@ -82,6 +83,17 @@ def test_export_writes_the_file(run, args):
     assert pathlib.Path(args[1]).exists() and args[1] in out
 
 
+def test_prune_channels_writes_a_smaller_model_and_says_what_went(run):
+    code, out, _ = run(
+        "prune-channels", "plain.keras", "small.keras", "--budget", "macs=0.5"
+    )
+    assert code == 0
+    assert "output of the model" in out and "small.keras: written" in out
+    small = tfc.measure(keras.models.load_model("small.keras"))
+    plain = tfc.measure(keras.models.load_model("plain.keras"))
+    assert small.macs <= plain.macs / 2
+
+
 def test_quantize_writes_a_model_that_exports(run):
     args = "--model=plain.keras", "--data=data.npz", "--config=int8_per_tensor"
     code, out, _ = run("quantize", *args, "--output=made.keras")
@@ -136,6 +148,14 @@ BAD = {
     "quantized output": (
         ("quantize", "--model=plain.keras", "--data=data.npz", "--output=a.h5"),
         "must be a .keras file",
+    ),
+    "budget": (
+        ("prune-channels", "plain.keras", "a.keras", "--budget=macs"),
+        "--budget takes NAME=LIMIT",
+    ),
+    "neither amount nor budget": (
+        ("prune-channels", "plain.keras", "a.keras"),
+        "either `amount`",
     ),
     "quantized already": (
         ("quantize", "--model=qat.keras", "--data=data.npz", "--output=a.keras"),

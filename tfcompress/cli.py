@@ -24,15 +24,18 @@ from tfcompress.deploy.tflite_file import read_tflite
 from tfcompress.graph import find_layers, kernels
 from tfcompress.layers import TransformWeights
 from tfcompress.measure import measure
+from tfcompress.passes.channel_scores import SCORES
 from tfcompress.passes.quantization_config import PRESETS
 from tfcompress.passes.quantize import quantize_aware
 from tfcompress.progress import tracked
+from tfcompress.prune_channels import prune_channels
 from tfcompress.report import report, table
 
 _DESCRIPTION = """Compress Keras 3 models and check what came of it.
 
   tfcompress demo                              the whole journey on real speech
   tfcompress export model.keras model.tflite --kind=int8 --data=calibration.npz
+  tfcompress prune-channels model.keras small.keras --budget macs=0.5
   tfcompress quantize --model=model.keras --data=calibration.npz --output=qat.keras
   tfcompress debug-quantization --model=qat.keras --file=int8.tflite --data=test.npz
   tfcompress measure float.tflite int8.tflite --data=test.npz
@@ -40,6 +43,9 @@ _DESCRIPTION = """Compress Keras 3 models and check what came of it.
 
 Data are .npz files with an array `x` (one row an example) and, where labels are
 needed, `y`. `tfcompress COMMAND --help` explains a command."""
+
+# A file that is loaded without its loss has no gradients to score by.
+_SCORES_WITHOUT_LOSS = tuple(sorted(set(SCORES) - {"taylor"}))
 
 
 def main():
@@ -133,6 +139,24 @@ def _parser():
             help="inputs and outputs of an integer .tflite (integers of the kind)",
         ),
         arg("--data", metavar="X.npz", help="calibration examples: array x"),
+    )
+    command(
+        _prune_channels,
+        "prune-channels",
+        arg("model", help=".keras file"),
+        arg("output", help=".keras file to write"),
+        arg("--amount", type=float, help="fraction of the channels to remove"),
+        arg(
+            "--budget",
+            action="append",
+            metavar="NAME=LIMIT",
+            help="instead: what is left at most; macs, parameters, bytes or latency; "
+            "0.5 is a share, 50000 a number; may be given several times",
+        ),
+        arg("--scope", choices=("layer", "global"), default="layer", help="(layer)"),
+        arg("--score", choices=_SCORES_WITHOUT_LOSS, default="l2", help="(l2)"),
+        arg("--round_to", type=int, default=1, help="multiple that stays (1)"),
+        arg("--data", metavar="X.npz", help="examples for --score=rank: array x"),
     )
     command(
         _quantize,
@@ -280,20 +304,60 @@ def _quantize(args):
     The result rounds as its integer file will. Train it further in Python, or export
     it as it is.
     """
-    if not args.output.endswith(".keras"):
-        raise ValueError(f"The output must be a .keras file: {args.output!r}")
-    check_writable(args.output)
+    _check_output(args.output)
     model = quantize_aware(
         _load(args.model), args.config, calibration_data=_arrays(args.data)["x"]
     )
+    _save(model, args.output)
+    count = len(find_layers(model, TransformWeights))
+    print(f"{args.output}: {args.config}, {count} layers with rounded weights")
+
+
+def _prune_channels(args):
+    """Remove the channels of a model that matter least; train the result afterwards.
+
+    Channels that depend on each other go together. The report says how many each layer
+    has left, and what keeps those that stay.
+    """
+    _check_output(args.output)
+    small, report = prune_channels(
+        _load(args.model),
+        args.amount,
+        budget=None if args.budget is None else dict(map(_limit, args.budget)),
+        scope=args.scope,
+        score=args.score,
+        round_to=args.round_to,
+        data=None if args.data is None else _arrays(args.data)["x"],
+        return_report=True,
+    )
+    _save(small, args.output)
+    print(f"{report}\n{args.output}: written")
+
+
+def _limit(text):
+    """`("macs", 0.5)` from "macs=0.5"; a number without a point is an int."""
+    name, _, value = text.partition("=")
+    try:
+        return name, int(value) if value.isdigit() else float(value)
+    except ValueError:
+        raise ValueError(
+            f"--budget takes NAME=LIMIT, for example macs=0.5. Received: {text!r}"
+        ) from None
+
+
+def _check_output(path):
+    if not path.endswith(".keras"):
+        raise ValueError(f"The output must be a .keras file: {path!r}")
+    check_writable(path)
+
+
+def _save(model, path):
     # Keras insists on the suffix, which the temporary file does not have.
     with tempfile.TemporaryDirectory() as folder:
         saved = pathlib.Path(folder, "model.keras")
         model.save(saved)
-        with written_atomically(args.output) as temporary:
+        with written_atomically(path) as temporary:
             temporary.write_bytes(saved.read_bytes())
-    count = len(find_layers(model, TransformWeights))
-    print(f"{args.output}: {args.config}, {count} layers with rounded weights")
 
 
 def _debug_quantization(args):
