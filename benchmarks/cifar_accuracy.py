@@ -55,7 +55,7 @@ def augmented(x, y, seed):
     return data.batch(BATCH, drop_remainder=True).map(change).prefetch(2)
 
 
-def fitted(model, train, epochs, rate):
+def fitted(model, train, epochs, rate, callbacks=()):
     """Trains with Adam and a cosine decay."""
     steps = epochs * train.cardinality().numpy()
     schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
@@ -64,7 +64,7 @@ def fitted(model, train, epochs, rate):
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
-    model.fit(train, epochs=epochs, verbose=0)
+    model.fit(train, epochs=epochs, verbose=0, callbacks=list(callbacks))
     return model
 
 
