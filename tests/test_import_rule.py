@@ -29,6 +29,7 @@ LEVELS = {
     "plots": 5,
     "debug": 6,
     "report": 6,
+    "sensitivity": 6,
     "demo": 7,
     "cli": 8,
 }

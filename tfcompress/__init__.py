@@ -26,5 +26,6 @@ from tfcompress.passes.quantize import quantize_aware as quantize_aware
 from tfcompress.passes.strip import strip as strip
 from tfcompress.report import report as report
 from tfcompress.selection import Rule as Rule
+from tfcompress.sensitivity import sensitivity as sensitivity
 
 __version__ = "0.1.0"
