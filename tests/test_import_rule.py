@@ -31,6 +31,7 @@ LEVELS = {
     "debug": 6,
     "prune_channels": 6,
     "report": 6,
+    "sensitivity": 6,
     "demo": 7,
     "cli": 8,
 }

@@ -33,6 +33,10 @@ _FALLING = schedules.Polynomial(1.0, 0.0, begin=0, end=4, power=2)
             },
         ),
         (_FALLING, {-1: 1.0, 0: 1.0, 1: 0.5625, 2: 0.25, 4: 0.0, 5: 0.0}),
+        (
+            schedules.Iterative(0.875, rounds=3, every=10),
+            {0: 0, 9: 0, 10: 0.5, 19: 0.5, 20: 0.75, 29: 0.75, 30: 0.875, 99: 0.875},
+        ),
         (schedules.Constant(0.7, begin=3), {2: 0.0, 3: 0.7, 4: 0.7, 1000: 0.7}),
         (schedules.Constant(0.7), {0: 0.7, 1: 0.7}),
     ],
@@ -61,7 +65,13 @@ def test_ramps_rise_all_the_way_and_end_exactly_at_their_final_value(schedule):
 
 @pytest.mark.parametrize(
     "schedule",
-    [_POLYNOMIAL, _LINEAR, _COSINE, schedules.Constant(0.5, begin=7)],
+    [
+        _POLYNOMIAL,
+        _LINEAR,
+        _COSINE,
+        schedules.Constant(0.5, begin=7),
+        schedules.Iterative(0.5, rounds=2, every=7),
+    ],
     ids=repr,
 )
 def test_config_round_trip_gives_an_equal_schedule(schedule):
@@ -82,6 +92,17 @@ def test_a_schedule_must_end_after_it_begins(kind, end):
     with pytest.raises(ValueError, match="must end after it begins") as caught:
         kind(0.0, 0.5, begin=5, end=end)
     assert f"begin=5, end={end}" in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [{"rounds": 0, "every": 3}, {"every": 0}])
+def test_a_staircase_has_stairs(settings):
+    with pytest.raises(ValueError, match="1 or more rounds"):
+        schedules.Iterative(0.5, **settings)
+
+
+def test_a_staircase_begins_and_ends_with_a_stair():
+    schedule = schedules.Iterative(0.5, rounds=3, every=10)
+    assert (schedule.begin, schedule.end) == (10, 30)
 
 
 def test_a_constant_ends_where_it_begins():

@@ -28,5 +28,6 @@ from tfcompress.passes.strip import strip as strip
 from tfcompress.prune_channels import prune_channels as prune_channels
 from tfcompress.report import report as report
 from tfcompress.selection import Rule as Rule
+from tfcompress.sensitivity import sensitivity as sensitivity
 
 __version__ = "0.1.0"

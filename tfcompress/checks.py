@@ -57,9 +57,11 @@ def _not_a_model(model, argument):
 
 
 def _finite(array):
-    # ml_dtypes such as bfloat16 have no isfinite of their own in every numpy.
-    kind = np.asarray(array).dtype.kind
-    return kind in "iub" or bool(np.isfinite(np.asarray(array, "float64")).all())
+    array = np.asarray(array)
+    if array.dtype.kind not in "iubf":
+        # ml_dtypes such as bfloat16 have no isfinite of their own in every numpy.
+        array = array.astype("float32")
+    return array.dtype.kind in "iub" or bool(np.isfinite(array).all())
 
 
 def batches(model, data, *, argument, batch_size=32):

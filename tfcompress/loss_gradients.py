@@ -2,7 +2,9 @@
 
 Example:
     ```python
-    gradients = LossGradients(model, (x, y)).of(variables)   # numpy arrays
+    gradients = LossGradients(model, (x, y))
+    gradients.of(variables)                  # numpy arrays
+    gradients.hessian_products(variables)    # the Hessian times the gradient
     ```
 """
 
@@ -33,6 +35,7 @@ class LossGradients:
         self.model = model
         self.data = _dataset(data)
         self._step = tf.function(self._compute, reduce_retracing=True)
+        self._product = tf.function(self._multiply, reduce_retracing=True)
 
     def of(self, variables):
         """Mean gradients over all batches, a list of float32 arrays.
@@ -40,26 +43,61 @@ class LossGradients:
         Args:
             variables: List of trainable `keras.Variable`.
         """
+        return self._mean(self._step, [v.value for v in variables])
+
+    def hessian_products(self, variables):
+        """The loss's Hessian times its gradient, up to one positive factor for all.
+
+        Both are of the mean loss over all batches, in two passes over the data.
+
+        Args:
+            variables: As of `of`.
+
+        Returns:
+            List of float32 arrays, one for each variable.
+        """
+        gradients = self.of(variables)
+        # Of length one: a loss scale squared would not fit in half precision.
+        length = sum(float(np.vdot(g, g)) for g in gradients) ** 0.5 or 1.0
+        direction = [tf.constant(g / length) for g in gradients]
+        values = [v.value for v in variables]
+        return self._mean(self._product, values, direction)
+
+    def _mean(self, step, values, *arguments):
         touched = [*self.model.non_trainable_variables, *self.model.metrics_variables]
         before = [v.numpy() for v in touched]
         try:
-            return self._mean([v.value for v in variables])
+            return self._mean_over_batches(step, values, *arguments)
         finally:
             for variable, value in zip(touched, before, strict=True):
                 variable.assign(value)
 
-    def _mean(self, values):
+    def _mean_over_batches(self, step, values, *arguments):
         sums, count = [np.zeros(v.shape, "float32") for v in values], 0
         for batch in self.data:
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-            for total, found in zip(
-                sums, self._step(values, x, y, sample_weight), strict=True
-            ):
-                total += np.asarray(found, "float32")
+            found = step(values, x, y, sample_weight, *arguments)
+            for total, array in zip(sums, found, strict=True):
+                total += np.asarray(array, "float32")
             count += 1
         if not count:
             raise ValueError("`data` is empty: it gave no batch.")
-        return [total / count for total in sums]
+        for total in sums:
+            total /= count
+        return sums
+
+    def _multiply(self, variables, x, y, sample_weight, direction):
+        with tf.GradientTape() as tape:
+            gradients = self._compute(variables, x, y, sample_weight)
+            along = tf.add_n(
+                [
+                    tf.reduce_sum(tf.cast(g, tf.float32) * d)
+                    for g, d in zip(gradients, direction, strict=True)
+                ]
+            )
+        zero = tf.UnconnectedGradients.ZERO
+        found = tape.gradient(along, variables, unconnected_gradients=zero)
+        return [tf.convert_to_tensor(g) for g in found]
 
     def _compute(self, variables, x, y, sample_weight):
         with tf.GradientTape() as tape:

@@ -10,6 +10,8 @@ import io
 
 _COLORS = ("#4c5a6b", "#2a78d6", "#1f9d6b", "#e07b39", "#8e5bc0", "#c2417c", "#7a8a1f")
 
+_LINES = ("-", "--", ":", "-.")
+
 
 def accuracy_against(measurements, attribute, label, unit=1.0):
     """Scatter plot of accuracy against a cost, each point with its name.
@@ -74,6 +76,35 @@ def sparsity_per_kernel(measurement):
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel(f"zeros, % ({measurement.name})")
+    return _png(figure)
+
+
+def sensitivity(found):
+    """Curves of a metric against the sparsity of each kernel alone.
+
+    Args:
+        found: A `Sensitivity`.
+
+    Returns:
+        PNG bytes.
+    """
+    unit = 100 if found.metric == "accuracy" else 1
+    rows = -(-len(found.kernels) // 2)
+    figure, axes = _figure(6.4, 3.6 + 0.18 * rows)
+    sparsities = [0, *(100 * s for s in found.sparsities)]
+    for index, kernel in enumerate(found.kernels):
+        axes.plot(
+            sparsities,
+            [unit * value for value in (found.baseline, *kernel.values)],
+            marker="o",
+            markersize=3,
+            color=_COLORS[index % len(_COLORS)],
+            linestyle=_LINES[index // len(_COLORS) % len(_LINES)],
+            label=_short(kernel.path),
+        )
+    axes.set_xlabel("zeros in one kernel, %")
+    axes.set_ylabel("accuracy, %" if unit == 100 else found.metric)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return _png(figure)
 
 

@@ -135,3 +135,49 @@ class Cosine(_Ramp):
 
     def _left(self, progress):
         return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class Iterative(Schedule):
+    """A staircase that takes the same fraction of what is left in every round.
+
+    After round `i` it is `1 - (1 - final) ** (i / rounds)`; 0 before the first ends.
+
+    Args:
+        final: Value from the last stair on, in [0, 1).
+        rounds: Number of stairs.
+        every: Steps between them; the first stands at step `every`.
+
+    Raises:
+        ValueError: If `rounds` or `every` is below 1.
+
+    Reference:
+        Iterative pruning of Frankle & Carbin, "The Lottery Ticket Hypothesis", 2018,
+        section 1. arXiv:1803.03635
+    """
+
+    def __init__(self, final, *, rounds=5, every):
+        if rounds < 1 or every < 1:
+            raise ValueError(
+                "A staircase has 1 or more rounds of 1 or more steps. Received: "
+                f"rounds={rounds}, every={every}"
+            )
+        self.final = final
+        self.rounds = rounds
+        self.every = every
+
+    def __call__(self, step):
+        done = min(max(step // self.every, 0), self.rounds)
+        if done == self.rounds:
+            return float(self.final)
+        return 1.0 - (1.0 - self.final) ** (done / self.rounds)
+
+    @property
+    def begin(self):
+        """Step of the first stair."""
+        return self.every
+
+    @property
+    def end(self):
+        """First step at which the value is final."""
+        return self.every * self.rounds

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from callbacks.test_pruning import fit
+from callbacks.test_pruning import fit, prune_all
 from keras import layers
 from networks import compiled, conv_net, image_data, zeros
 
@@ -22,7 +22,7 @@ def _still(**settings):
     model = compiled(conv_net(), optimizer=keras.optimizers.SGD(0.0))
     before = _kernels(model)
     schedule = tfc.schedules.Constant(settings.pop("sparsity", 0.8))
-    fit(model, tfc.Pruning(schedule=schedule, **settings), epochs=1)
+    fit(model, prune_all(schedule=schedule, **settings), epochs=1)
     return before, _kernels(model)
 
 
@@ -43,7 +43,7 @@ def test_globally_every_kernel_keeps_a_weight():
     model = compiled(conv_net(), optimizer=keras.optimizers.SGD(0.0))
     conv = model.get_layer("conv").kernel
     conv.assign(conv * 1e-6)
-    fit(model, tfc.Pruning(0.9, scope="global"))
+    fit(model, prune_all(0.9, scope="global"))
     assert np.count_nonzero(conv.numpy()) == 1
     found = _all(_kernels(model))
     assert np.count_nonzero(found == 0) == round(0.9 * found.size)
@@ -52,7 +52,7 @@ def test_globally_every_kernel_keeps_a_weight():
 def test_rules_hold_whatever_the_scope():
     model = compiled(conv_net())
     rules = [tfc.Rule("hidden", sparsity=0.25)]
-    fit(model, tfc.Pruning(0.7, scope="global", rules=rules))
+    fit(model, prune_all(0.7, scope="global", rules=rules))
     found = _kernels(model)
     assert np.mean(found.pop("hidden/kernel") == 0) == 0.25
     others = _all(found)
@@ -61,7 +61,7 @@ def test_rules_hold_whatever_the_scope():
 
 def test_erk_follows_the_shapes():
     model = compiled(conv_net())
-    fit(model, tfc.Pruning(0.7, scope="erk"))
+    fit(model, prune_all(0.7, scope="erk"))
     found = _kernels(model)
     expected = erdos_renyi_kernel([k.shape for k in found.values()], 0.7)
     for kernel, sparsity in zip(found.values(), expected, strict=True):
@@ -72,7 +72,7 @@ def test_erk_follows_the_shapes():
 @pytest.mark.parametrize("scope", ["layer", "global", "erk"])
 def test_rules_may_say_it_all(scope):
     model = compiled(conv_net())
-    fit(model, tfc.Pruning(0.7, scope=scope, rules=[tfc.Rule("", sparsity=0.5)]))
+    fit(model, prune_all(0.7, scope=scope, rules=[tfc.Rule("", sparsity=0.5)]))
     assert zeros(model) == [
         round(k.size / 2) / k.size for k in _kernels(model).values()
     ]
@@ -81,7 +81,7 @@ def test_rules_may_say_it_all(scope):
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_two_of_four_are_left_and_the_model_trains(scope):
     model = compiled(conv_net())
-    history = fit(model, tfc.Pruning(0.5, pattern="2:4", scope=scope), epochs=10)
+    history = fit(model, prune_all(0.5, pattern="2:4", scope=scope), epochs=10)
     hidden = model.get_layer("hidden").kernel.numpy()
     alive = (hidden != 0).reshape(-1, 4, hidden.shape[-1]).sum(axis=1)
     assert (alive == 2).all()
@@ -91,7 +91,7 @@ def test_two_of_four_are_left_and_the_model_trains(scope):
 @pytest.mark.parametrize("scope", ["layer", "global", "erk"])
 def test_blocks_go_as_wholes(scope, caplog):
     model = compiled(conv_net())
-    fit(model, tfc.Pruning(0.6, pattern=(4, 2), scope=scope))
+    fit(model, prune_all(0.6, pattern=(4, 2), scope=scope))
     hidden = model.get_layer("hidden").kernel.numpy() != 0
     for row in range(0, hidden.shape[0], 4):
         for column in range(0, hidden.shape[1], 2):
@@ -133,7 +133,7 @@ def test_a_score_of_ones_own():
     ids=["global blocks", "erk", "own score"],
 )
 def test_the_config_comes_back(settings):
-    pruning = tfc.Pruning(**settings)
+    pruning = prune_all(**settings)
     serialized = keras.saving.serialize_keras_object(pruning)
     back = keras.saving.deserialize_keras_object(serialized)
     assert back.get_config() == pruning.get_config()
@@ -141,9 +141,9 @@ def test_the_config_comes_back(settings):
 
 def test_a_second_pruning_goes_on_with_another_pattern():
     model = compiled(conv_net())
-    fit(model, tfc.Pruning(0.3))
+    fit(model, prune_all(0.3))
     before = _kernels(model)
-    fit(model, tfc.Pruning(0.5, pattern="2:4"))
+    fit(model, prune_all(0.5, pattern="2:4"))
     after = _kernels(model)
     for path in ("conv/kernel", "hidden/kernel"):
         assert not np.any((before[path] == 0) & (after[path] != 0))
@@ -153,7 +153,7 @@ def test_a_second_pruning_goes_on_with_another_pattern():
 
 def test_a_pattern_needs_a_kernel_that_it_is_for():
     with pytest.raises(ValueError, match="Dense.*none is chosen.*depthwise"):
-        fit(compiled(conv_net()), tfc.Pruning(0.5, pattern="2:4", include="depthwise"))
+        fit(compiled(conv_net()), prune_all(0.5, pattern="2:4", include="depthwise"))
 
 
 def test_taylor_takes_several_inputs_in_a_list():
@@ -161,7 +161,7 @@ def test_taylor_takes_several_inputs_in_a_list():
     model = keras.Model(inputs, layers.Dense(1)(layers.Concatenate()(inputs)))
     model.compile("sgd", "mse")
     x = [np.ones((8, n), "float32") for n in (3, 4)]
-    pruning = tfc.Pruning(0.5, score="taylor", data=(x, np.ones((8, 1), "float32")))
+    pruning = prune_all(0.5, score="taylor", data=(x, np.ones((8, 1), "float32")))
     model.fit(x, np.ones((8, 1)), epochs=4, verbose=0, callbacks=[pruning])
     assert np.count_nonzero(model.layers[-1].kernel.numpy() == 0) == 4
 
@@ -183,7 +183,7 @@ def test_taylor_keeps_what_the_loss_would_miss_most():
     before = _kernels(model)
     slopes = _by_hand(model, x, y)
     schedule = tfc.schedules.Constant(0.5)
-    pruning = tfc.Pruning(schedule=schedule, score="taylor", data=(x, y))
+    pruning = prune_all(schedule=schedule, score="taylor", data=(x, y))
     fit(model, pruning, epochs=1)
     for old, slope, new in zip(
         before.values(), slopes, _kernels(model).values(), strict=True
@@ -203,7 +203,7 @@ def test_taylor_trains_with_data_of_any_form(form):
         "weighted": (x[:64], y[:64], np.ones(64, "float32")),
     }[form]
     model = compiled(conv_net())
-    history = fit(model, tfc.Pruning(0.7, score="taylor", data=data), epochs=10)
+    history = fit(model, prune_all(0.7, score="taylor", data=data), epochs=10)
     assert history.history["accuracy"][-1] > 0.8
     assert zeros(model) == [
         round(0.7 * k.size) / k.size for k in _kernels(model).values()
@@ -242,17 +242,17 @@ def test_gradients_leave_the_model_as_it_was():
 def test_taylor_without_data_that_it_can_use(data, error, text):
     model = compiled(conv_net())
     with pytest.raises(error, match=text):
-        fit(model, tfc.Pruning(0.5, score="taylor", data=data))
+        fit(model, prune_all(0.5, score="taylor", data=data))
     assert all(v.constraint is None for v in model.trainable_variables)
 
 
 def test_more_zeros_than_a_pattern_allows():
     with pytest.raises(ValueError, match=r"'2:4' has 0.5 zeros at most.*0.8"):
-        tfc.Pruning(0.8, pattern="2:4")
+        prune_all(0.8, pattern="2:4")
     with pytest.raises(ValueError, match="0.75 zeros at most"):
-        tfc.Pruning(0.5, pattern="1:4", rules=[tfc.Rule("x", sparsity=0.8)])
+        prune_all(0.5, pattern="1:4", rules=[tfc.Rule("x", sparsity=0.8)])
     with pytest.raises(ValueError, match="0.5 zeros at most"):
-        fit(compiled(conv_net()), tfc.Pruning(0.5, pattern="2:4", scope="erk"))
+        fit(compiled(conv_net()), prune_all(0.5, pattern="2:4", scope="erk"))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_more_zeros_than_a_pattern_allows():
 )
 def test_names_that_are_none(settings):
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}` must be"):
-        tfc.Pruning(**settings)
+        prune_all(**settings)
 
 
 @pytest.mark.parametrize(
@@ -279,5 +279,5 @@ def test_scores_that_are_none_name_the_weight(score):
         )
     )
     with pytest.raises(ValueError, match="scores of weight 'dense.*finite numbers"):
-        fit(model, tfc.Pruning(0.5, score=score))
+        fit(model, prune_all(0.5, score=score))
     assert zeros(model) == [0]

@@ -31,6 +31,22 @@ def _channel_pruning():
     return [tfc.ChannelPruning(0.5, sparsity_penalty=0.001)]
 
 
+def _pruning_by_movement():
+    return [tfc.Pruning(0.6, score="movement")]
+
+
+def _regrowing():
+    return [
+        tfc.Pruning(
+            0.6, scope="erk", regrow="gradient", data=image_data(64), frequency=2
+        )
+    ]
+
+
+def _rewinding():
+    return [tfc.Pruning(0.6, rewind="weights")]
+
+
 def _schedule():
     # 6 steps an epoch; a run of 2 epochs sees all but the last of them.
     return [
@@ -48,6 +64,9 @@ TECHNIQUES = {
     "pruning": (lambda model: model, _pruning),
     "pruning, global by gradients": (lambda model: model, _pruning_by_gradients),
     "channel pruning": (lambda model: model, _channel_pruning),
+    "pruning by movement": (lambda model: model, _pruning_by_movement),
+    "pruning and regrowth": (lambda model: model, _regrowing),
+    "pruning and rewinding": (lambda model: model, _rewinding),
     "quantization": (_quantized(), list),
     "quantization, int4 weights": (_quantized("int4_weights"), list),
     "quantization, learned step": (
@@ -78,11 +97,16 @@ WAYS_TO_RUN = {
 
 _VARIANTS = (
     "pruning, global by gradients",
+    "pruning by movement",
+    "pruning and regrowth",
+    "pruning and rewinding",
     "quantization, int4 weights",
     "quantization, learned step",
     "quantization, ternary",
     "quantization with a schedule",
 )
+# What cannot be resumed, and says so (`tests/callbacks/test_regrowth.py`).
+NOT_RESUMED = ("pruning and rewinding",)
 # What runs by default of the slower tests, and of the variants of a technique.
 QUICK = {
     "mixed_float16": ("quantization",),

@@ -79,7 +79,13 @@ def test_a_plain_model_becomes_integer_by_calibration(trained, tmp_path):
 def test_pruned_weights_are_zeros_in_the_file(tmp_path):
     x, y = image_data()
     model = compiled(conv_net())
-    model.fit(x, y, epochs=3, verbose=0, callbacks=[tfc.Pruning(0.8)])
+    model.fit(
+        x,
+        y,
+        epochs=3,
+        verbose=0,
+        callbacks=[tfc.Pruning(0.8, skip_small_and_last=False)],
+    )
     qat = tfc.quantize_aware(model, calibration_data=x)
     result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8")
     for name, _, sparsity in tfc.measure(result.path).kernels:

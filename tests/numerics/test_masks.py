@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from tfcompress.numerics.masks import check_sparsity, kept_zeros, magnitude_mask
+from tfcompress.numerics.masks import (
+    check_sparsity,
+    kept_zeros,
+    magnitude_mask,
+    swap_lowest,
+)
 
 
 def test_largest_magnitudes_are_kept_whatever_their_sign():
@@ -101,3 +106,25 @@ def test_a_weight_of_nothing_but_zeros_is_no_mask():
 def test_negative_zero_is_a_zero_and_tiny_numbers_are_not():
     assert kept_zeros(np.array([-0.0, 1.0])).tolist() == [False, True]
     assert kept_zeros(np.array([1e-38, 1.0], "float32")) is None
+
+
+def test_the_lowest_make_room_for_those_that_grow_fastest():
+    lowest = -1e30
+    scores = np.array([5, lowest, 1, lowest, 2, lowest, 4, 3])
+    # Of the kept 0, 2, 4, 6 and 7 two make room; 2 has the next growth after 5.
+    growth = np.array([9, 1, 7, 2, 3, 8, 9, 9], "float32")
+    keep = swap_lowest(scores, growth, zeros=3, swapped=2)
+    assert np.flatnonzero(keep).tolist() == [0, 2, 5, 6, 7]
+    keep = swap_lowest(scores, growth, zeros=3, swapped=0)
+    assert np.flatnonzero(keep).tolist() == [0, 2, 4, 6, 7]
+
+
+def test_as_many_grow_as_make_room_whatever_the_ties():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scores = rng.integers(0, 3, 40).astype("float32")
+        zeros, swapped = rng.integers(0, 30, 2)
+        scores[rng.permutation(40)[:zeros]] = -1e30
+        growth = rng.integers(0, 2, 40).astype("float32")
+        keep = swap_lowest(scores, growth, zeros, swapped)
+        assert np.count_nonzero(~keep) == zeros

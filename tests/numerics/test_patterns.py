@@ -5,7 +5,7 @@ import pytest
 
 from tfcompress.numerics.layer_sparsity import erdos_renyi_kernel
 from tfcompress.numerics.masks import keep_highest
-from tfcompress.numerics.patterns import Blocks, NOfM, Unstructured, parse
+from tfcompress.numerics.patterns import Blocks, NOfM, Slices, Unstructured, parse
 
 
 def _mask(pattern, scores, dropped, alive=None):
@@ -89,7 +89,37 @@ def test_a_unit_that_must_stay_is_never_dropped():
     assert keep_highest(np.ones(3), 3, np.ones(3)).tolist() == [True, False, False]
 
 
+def test_whole_filters_and_whole_input_channels():
+    scores = np.array([[[1, 9, 2], [1, 0, 3]], [[1, 0, 3], [1, 0, 3]]])  # (2, 2, 3)
+    # Filters have means 1, 2.25 and 2.75; input channels 16/6 and 8/6.
+    found = _mask(Slices(-1), scores, 4)
+    assert found.shape == (2, 2, 3)
+    assert (found == np.array([False, True, True])).all()
+    np.testing.assert_array_equal(
+        Slices(-1).units(scores.astype("float32"), np.ones((2, 2, 3), bool)),
+        [1, 2.25, 2.75],
+    )
+    found = _mask(Slices(-2), scores, 6)
+    assert (found == np.array([True, False])[:, None]).all()
+
+
+@pytest.mark.parametrize("dropped, filters", [(0, 0), (5, 1), (6, 2), (11, 3), (99, 3)])
+def test_filters_come_as_near_as_they_can_and_one_stays(dropped, filters):
+    found = _mask(Slices(-1), np.arange(16).reshape(4, 4), dropped)
+    assert found.all(axis=0).tolist() == [False] * filters + [True] * (4 - filters)
+    assert np.count_nonzero(~found) == 4 * filters
+
+
+def test_ties_of_filters_keep_the_lower_index():
+    # Sums that float32 would round in different ways.
+    scores = np.full((1000, 4), 0.1)
+    assert (
+        _mask(Slices(-1), scores, 2000).all(axis=0).tolist() == [True] * 2 + [False] * 2
+    )
+
+
 def test_patterns_by_name():
+    assert (parse("filter").axis, parse("channel").axis) == (-1, -2)
     assert isinstance(parse(None), Unstructured)
     assert (parse("1:4").n, parse("1:4").m) == (1, 4)
     assert parse("1:4").highest_sparsity == 0.75

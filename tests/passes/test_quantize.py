@@ -159,7 +159,13 @@ def test_a_zero_initialised_kernel_is_no_mask():
 def test_pruning_and_quantization_train_together():
     x, y = image_data()
     qat = compiled(tfc.quantize_aware(conv_net(), calibration_data=x))
-    qat.fit(x, y, epochs=6, verbose=0, callbacks=[tfc.Pruning(0.7)])
+    qat.fit(
+        x,
+        y,
+        epochs=6,
+        verbose=0,
+        callbacks=[tfc.Pruning(0.7, skip_small_and_last=False)],
+    )
     assert min(zeros(qat)) > 0.69
     assert qat.evaluate(x, y, verbose=0)[1] > 0.9
 

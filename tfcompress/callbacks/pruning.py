@@ -6,29 +6,24 @@ Example:
     ```
 """
 
-import contextlib
-
 import keras
 from absl import logging
 
 from tfcompress import schedules, selection
-from tfcompress.callbacks.masked_weight import MaskedWeight, raise_together, release
+from tfcompress.callbacks.chosen_weights import check_room, choose
+from tfcompress.callbacks.masked_weight import raise_together, release
+from tfcompress.callbacks.pruning_arguments import check_arguments, check_rewinding
+from tfcompress.callbacks.rewinding import Rewinding
 from tfcompress.callbacks.run_steps import RunSteps
+from tfcompress.callbacks.signals import Signals
 from tfcompress.checks import check_model
-from tfcompress.graph import find_layers, kernels
-from tfcompress.loss_gradients import LossGradients
 from tfcompress.numerics import masks, patterns, scores
-from tfcompress.numerics.layer_sparsity import erdos_renyi_kernel
 
 _UPDATES_PER_RAMP = 64
-_SCOPES = ("layer", "global", "erk")
-# Layers whose kernels end in an axis of inputs and one of outputs.
-_MATRICES = (
-    keras.layers.Dense,
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-)
+# Part of the training while masks regrow, and how often (Evci et al., 2020).
+_REGROW_UNTIL = 0.75
+_REGROW_EVERY, _REGROWTHS_AT_LEAST = 100, 16
+_ROUNDS = 5
 # Fraction of exact zeros from which a kernel counts as pruned already.
 _MASK_FROM = 0.1
 
@@ -39,57 +34,98 @@ class Pruning(keras.callbacks.Callback):
 
     After each optimizer step the weights are projected on their mask through
     `variable.constraint`, which works for every model and every Keras optimizer. Masks
-    are recomputed between batches as the schedule rises; a weight once zero stays zero.
-    Nothing stays on the model: after `fit` it is the plain model, with zeros. (A `fit`
-    that raises cannot tidy up: masks stay in force until the next `fit` with a
-    `Pruning`.) Since the zeros are in the weights, a later `Pruning` finds its masks
-    there again: kernels with 10 % zeros or more count as pruned.
+    are recomputed between batches as the schedule rises; a weight once zero stays zero,
+    unless `regrow` lets it back. Nothing stays on the model: after `fit` it is the
+    plain model, with zeros. (A `fit` that raises cannot tidy up: masks stay in force
+    until the next `fit` with a `Pruning`.) Since the zeros are in the weights, a later
+    `Pruning` finds its masks there again: kernels with 10 % zeros or more count as
+    pruned.
 
     Where training is in the schedule follows from the epoch: a run that is resumed, or
-    starts at `initial_epoch`, goes on at that point. A callback that replaces weights,
-    such as `EarlyStopping(restore_best_weights=True)`, belongs before this one in the
-    list, so that the mask has the last word.
+    starts at `initial_epoch`, goes on at that point. (Two things it cannot know:
+    `rewind` raises, since the weights to go back to are gone, and `score="movement"`
+    adds up anew.) A callback that replaces weights, such as
+    `EarlyStopping(restore_best_weights=True)`, belongs before this one in the list, so
+    that the mask has the last word.
 
-    The fraction of zeros is in the logs as `sparsity`. A constraint that you set on a
-    weight is applied before the mask and is back in place after `fit`.
+    The fraction of zeros in the kernels that are pruned is in the logs as `sparsity`. A
+    constraint that you set on a weight is applied before the mask and is back in place
+    after `fit`.
 
     Args:
-        sparsity: Fraction of zeros wanted, in [0, 1), rounded to whole weights; each
-            kernel keeps one. `None` keeps every zero there is, for plain fine-tuning.
+        sparsity: Fraction of zeros wanted, in [0, 1), rounded to whole weights. `None`
+            keeps every zero there is, for plain fine-tuning.
         schedule: A `tfc.schedules` schedule from step (batches since the start of
             `fit`) to sparsity, instead of `sparsity`. By default it rises from 0 over
             the first half of the training that `fit` was asked for, as
-            `Polynomial(0, sparsity, end=half)`.
+            `Polynomial(0, sparsity, end=half)`; all is pruned before the first step
+            with `regrow`, `"snip"` and `"grasp"`; and in five rounds with `rewind`.
         frequency: Steps between updates of the masks; `None` spreads 64 updates over
-            the rise.
+            the rise. With `regrow`, steps between regrowths: 100, or 16 regrowths where
+            training is short. An `Iterative` schedule has steps of its own.
         include: Regular expression(s) on the weight's path, or predicate(s): only these
             kernels are pruned.
         exclude: The same: these are not.
         rules: List of `tfc.Rule(match, sparsity=...)`: final sparsities of kernels,
             whatever the scope.
         scope: Where the fraction is reached: `"layer"` in each kernel; `"global"` in
-            all together, by one threshold; `"erk"` in all together, with a sparsity
-            for each kernel that follows from its shape (Erdős–Rényi kernel).
-        score: What makes a weight matter: `"magnitude"`; `"random"`; `"taylor"`, the
-            weight times the gradient of `model.compute_loss` on `data` (SNIP, if all
-            is pruned before the first step); or a function from a weight (float32
-            array) and its path to scores of its shape, called whenever masks change.
+            all together, by one threshold, each keeping a weight; `"erk"` in all
+            together, with a sparsity for each kernel that follows from its shape
+            (Erdős–Rényi kernel).
+        score: What makes a weight matter:
+
+            - `"magnitude"`, or `"random"`;
+            - `"taylor"`: weight times gradient of `model.compute_loss` on `data`;
+            - `"snip"`: the same at initialization; `"grasp"`: weight times the product
+              of Hessian and gradient, at initialization. Both were published with
+              `scope="global"`;
+            - `"wanda"`: weight times the norm of its input over `data`;
+            - `"movement"`: the sum over the steps of weight times its change. With SGD
+              the change is `-learning_rate * gradient`, as published; with Adam and
+              others it is the optimizer's own, preconditioned step, which is what a
+              weight in fact moves by. 8 bytes a weight while `fit` lasts;
+            - or a function from a weight (float32 array) and its path to scores of its
+              shape, called whenever masks change.
         pattern: Which weights go together: `None`, each by itself; `"2:4"` (any N:M),
             at most two of four in a row of the input axis, the one before the last,
             stay; `(rows, columns)`, blocks of the kernel's matrix, which has a column
-            for each output. Then the fraction is rounded to whole blocks. Only kernels
-            of Dense, Conv1D, Conv2D and Conv3D are pruned then; others are named in a
-            warning.
-        data: For `score="taylor"`: `(x, y)`, or a batched `tf.data.Dataset` of such
-            tuples. All of it is read at each update, so a few hundred examples do.
+            for each output; `"filter"` or `"channel"`, whole output or input channels
+            (biases stay). Then the fraction is rounded to the nearest whole units. Only
+            kernels of Dense, Conv1D, Conv2D and Conv3D are pruned then; others are
+            named in a warning.
+        data: For scores and regrowth that read gradients: `(x, y)`, or a batched
+            `tf.data.Dataset` of such tuples. All of it is read at each update, so a few
+            hundred examples do. `"wanda"` needs no labels.
+        regrow: Dynamic sparse training: the sparsity is there from the first step, and
+            from time to time the weights of least score make room for others, which
+            start at zero: `"random"` ones (SET) or those with the largest gradients on
+            `data` (RigL). The papers start from random masks of scope `"erk"`; here the
+            score finds the first mask too, so that trained models may be given.
+        regrow_fraction: Fraction of the weights kept that makes room at the start. It
+            falls as half a cosine wave to nothing at 75 % of the training.
+        rewind: Lottery tickets: whenever the sparsity rises, in rounds, what was
+            trained goes back to `rewind_step` and is trained again under the new masks:
+            `"weights"`, with the optimizer and its learning rate, or only the
+            `"learning_rate"`, its schedule and moments. A learning rate set by another
+            callback is not rewound: hand the optimizer a
+            `keras.optimizers.schedules` one, as long as a round.
+        rewind_step: Step that is gone back to, before the first round ends.
+        skip_small_and_last: Whether kernels of fewer than 100 weights and those of the
+            last layer are left alone, with a line in the log: they lose most accuracy
+            for least bytes. Those that `include` or a rule matches are pruned all the
+            same.
 
     Raises:
         ValueError: At construction if a sparsity is out of range, or more than an N:M
-            pattern allows; at the start of `fit` if the model has no prunable weight,
-            a regular expression matches nothing, or the score needs `data`.
+            pattern allows, or arguments contradict each other; at the start of `fit` if
+            the model has no prunable weight, nothing would be left of a kernel, a
+            regular expression matches nothing, or `data` are missing.
 
     Reference:
-        Zhu & Gupta, "To prune, or not to prune", 2017. arXiv:1710.01878
+        Zhu & Gupta, "To prune, or not to prune", 2017. arXiv:1710.01878; SET: Mocanu et
+        al., 2018. arXiv:1707.04780; RigL: Evci et al., 2020, section 3 and eq. 1.
+        arXiv:1911.11134; rewinding of weights: Frankle et al., 2019. arXiv:1903.01611;
+        of the learning rate: Renda et al., 2020. arXiv:2003.02389
     """
 
     def __init__(
@@ -105,26 +141,33 @@ class Pruning(keras.callbacks.Callback):
         score="magnitude",
         pattern=None,
         data=None,
+        regrow=None,
+        regrow_fraction=0.3,
+        rewind=None,
+        rewind_step=0,
+        skip_small_and_last=True,
     ):
         super().__init__()
-        _check_arguments(sparsity, schedule, frequency, rules)
-        if scope not in _SCOPES:
-            raise ValueError(f"`scope` must be one of {_SCOPES}. Received: {scope!r}")
-        self.scope = scope
-        self.score = score
-        self.pattern = pattern
-        self.data = data
-        self._score = scores.find(score)
-        self._pattern = patterns.parse(pattern)
         self.sparsity = None if sparsity is None else masks.check_sparsity(sparsity)
         self.schedule = schedule
         self.frequency = frequency
         self.include = include
         self.exclude = exclude
         self.rules = list(rules)
-        _check_pattern(self, [r.settings["sparsity"] for r in self.rules])
+        self.scope = scope
+        self.score = score
+        self.pattern = pattern
+        self.data = data
+        self.regrow = regrow
+        self.regrow_fraction = regrow_fraction
+        self.rewind = rewind
+        self.rewind_step = rewind_step
+        self.skip_small_and_last = skip_small_and_last
+        self.criterion = scores.find(score)
+        self.units = patterns.parse(pattern)
+        check_arguments(self)
+        check_room(self, [r.settings["sparsity"] for r in self.rules])
         self._pruned = []
-        self._gradients = None
         self._start_over()
 
     def get_config(self):
@@ -140,6 +183,11 @@ class Pruning(keras.callbacks.Callback):
             "scope": self.scope,
             "score": serialize(self.score) if callable(self.score) else self.score,
             "pattern": self.pattern,
+            "regrow": self.regrow,
+            "regrow_fraction": self.regrow_fraction,
+            "rewind": self.rewind,
+            "rewind_step": self.rewind_step,
+            "skip_small_and_last": self.skip_small_and_last,
         }
 
     @classmethod
@@ -158,7 +206,10 @@ class Pruning(keras.callbacks.Callback):
         self._start_over()
         self._steps = RunSteps(self.params.get("steps"))
         check_model(self.model)
-        self._gradients = self._loss_gradients()
+        self._check_data()
+        self._signals = Signals(self.criterion.reads, self.model, self.data)
+        if self.regrow == "gradient":
+            self._growth = Signals("gradients", self.model, self.data)
         self._attach()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -186,6 +237,7 @@ class Pruning(keras.callbacks.Callback):
         for pruned in self._pruned:
             pruned.apply_mask()
         self._detach()
+        self._rewinding = None
         if self._curve is not None and self._steps.now < self._curve.end:
             logging.warning(
                 "Training ended at step %d, before the pruning schedule did (step %d): "
@@ -202,6 +254,8 @@ class Pruning(keras.callbacks.Callback):
         self._last_update = None
         self._curve = self.schedule
         self._reached = 0.0
+        self._signals = self._growth = None
+        self._rewinding = self.rewind and Rewinding(self.rewind, self.rewind_step)
 
     @property
     def final(self):
@@ -212,21 +266,20 @@ class Pruning(keras.callbacks.Callback):
     def _only_keeps(self):
         return self.final is None
 
-    def _loss_gradients(self):
-        if self.score not in scores.FROM_GRADIENTS:
-            return None
-        if self.data is None:
+    def _check_data(self):
+        wants = self.regrow == "gradient" and "regrow='gradient'"
+        wants = wants or (self.criterion.needs_data and f"score={self.score!r}")
+        if wants and self.data is None:
             raise ValueError(
-                f"score={self.score!r} reads gradients of the loss. Pass `data`, some "
-                "hundred examples with labels: tfc.Pruning(..., data=(x, y))."
+                f"{wants} reads examples. Pass `data`, some hundred with their labels: "
+                "tfc.Pruning(..., data=(x, y))."
             )
-        return LossGradients(self.model, self.data)
 
     def _attach(self):
         for variable in self.model.trainable_variables:
             release(variable)
         self._pruned = []
-        for pruned in _choose(self):
+        for pruned in choose(self):
             pruned.attach()
             self._pruned.append(pruned)
         self._retrace()
@@ -247,22 +300,55 @@ class Pruning(keras.callbacks.Callback):
         self._reached = sum(pruned.zeros for pruned in self._pruned) / total
 
     def _advance(self, step):
-        """Brings the masks to where the schedule is at `step`, if they are due."""
+        """Brings the masks to where they are to be at `step`, if they are due."""
         if self._only_keeps:
             self._last_update = step
-            self._measure()
-            return
-        curve = self._curve = self._curve or self._default_curve()
-        if curve is None:
-            return
-        if self._last_update is not None and not self._due(curve, step):
-            return
-        self._last_update = step
+        else:
+            curve = self._curve = self._curve or self._default_curve()
+            if curve is None:
+                return
+            self._remember(curve, step)
+            if not self._due(curve, step):
+                return
+            last, self._last_update = self._last_update, step
+            if self._grows(curve, last):
+                self._regrow(step)
+            elif last is None and step and self.criterion.reads == "movement":
+                # A resumed run has to see some movement first.
+                self._last_update = min(step, curve.end - 1)
+            else:
+                self._raise(curve, step)
+                if self._rewinding and curve(step) > curve(last or 0):
+                    self._go_back()
+        self._measure()
+
+    def _due(self, curve, step):
+        last = self._last_update
+        if last is None:
+            return True
+        if self._grows(curve, last):
+            total = self._total_steps()
+            if total is None or step >= _REGROW_UNTIL * total:
+                return False
+            often = int(_REGROW_UNTIL * total) // _REGROWTHS_AT_LEAST
+            interval = self.frequency or max(1, min(_REGROW_EVERY, often))
+            return step - last >= interval
+        if last >= curve.end or step < curve.begin:
+            return False
+        if isinstance(curve, schedules.Iterative):
+            return curve(step) > curve(last)
+        rise = curve.end - curve.begin
+        interval = self.frequency or max(1, rise // _UPDATES_PER_RAMP)
+        return step >= curve.end or step - last >= interval
+
+    def _grows(self, curve, last):
+        """Whether the sparsity is there, so that only regrowth is left to do."""
+        return self.regrow is not None and last is not None and last >= curve.begin
+
+    def _raise(self, curve, step):
         share = curve(step) / curve.final if curve.final else 0.0
-        if self._gradients is not None and share:
-            found = self._gradients.of([p.variable for p in self._pruned])
-            for pruned, gradient in zip(self._pruned, found, strict=True):
-                pruned.gradient = gradient
+        if share:
+            self._read_signals()
         ruled = [p for p in self._pruned if p.final is not None]
         others = [p for p in self._pruned if p.final is None]
         for pruned in ruled:
@@ -272,18 +358,43 @@ class Pruning(keras.callbacks.Callback):
         else:
             for pruned in others:
                 pruned.raise_sparsity(curve(step))
-        self._measure()
 
-    def _due(self, curve, step):
-        if self._last_update >= curve.end or step < curve.begin:
-            return False
-        rise = curve.end - curve.begin
-        interval = self.frequency or max(1, rise // _UPDATES_PER_RAMP)
-        return step >= curve.end or step - self._last_update >= interval
+    def _regrow(self, step):
+        end = _REGROW_UNTIL * self._total_steps()
+        fraction = schedules.Cosine(self.regrow_fraction, 0.0, end=end)(step)
+        self._read_signals()
+        gradients = [None] * len(self._pruned)
+        if self._growth is not None:
+            gradients = self._growth.of(self._pruned)
+        for pruned, gradient in zip(self._pruned, gradients, strict=True):
+            pruned.regrow(fraction, step, gradient)
+
+    def _read_signals(self):
+        found = self._signals.of(self._pruned)
+        for pruned, signal in zip(self._pruned, found, strict=True):
+            pruned.signal = signal
+
+    def _remember(self, curve, step):
+        """Notes the state to rewind to; nothing if all rounds are over."""
+        if self._rewinding and self._last_update is None:
+            check_rewinding(self, curve, step)
+            if step > self.rewind_step:
+                self._rewinding = None
+        if self._rewinding:
+            self._rewinding.remember(self.model, step)
+
+    def _go_back(self):
+        self._rewinding.rewind(self.model)
+        for pruned in self._pruned:
+            pruned.apply_mask()
+            pruned.start_over()
 
     def _check_length(self, epoch):
         known = self._steps.per_epoch is not None or self.params["epochs"] - epoch > 1
-        if not known and self.schedule is None and self.sparsity is not None:
+        needed = self.regrow or (
+            not self._only_keeps and self.schedule is None and not self._at_once
+        )
+        if needed and not known:
             self._detach()
             raise ValueError(
                 "Pruning cannot tell how long this `fit` will be: it has one epoch of "
@@ -291,106 +402,24 @@ class Pruning(keras.callbacks.Callback):
                 "schedule=tfc.schedules.Polynomial(0, sparsity, end=...) here."
             )
 
+    @property
+    def _at_once(self):
+        return self.regrow is not None or self.criterion.at_once
+
     def _default_curve(self):
-        """The cubic over the first half of the run; `None` while that is unknown."""
-        if self._steps.per_epoch is None:
+        """The curve of `sparsity`; `None` while the run's length is unknown."""
+        if self._at_once and self.rewind is None:
+            return schedules.Constant(self.sparsity)
+        total = self._total_steps()
+        if total is None:
             return None
-        total = self.params["epochs"] * self._steps.per_epoch
+        if self.rewind is not None:
+            # As long again after the last round as each of them.
+            every = max(total // (_ROUNDS + 1), 1)
+            return schedules.Iterative(self.sparsity, rounds=_ROUNDS, every=every)
         return schedules.Polynomial(0.0, self.sparsity, end=max(total // 2, 1))
 
-
-def _choose(callback):
-    """The kernels of the model that are pruned, with their final sparsities."""
-    model = callback.model
-    found = kernels(model)
-    if not found:
-        raise ValueError(
-            f"Model {model.name!r} has no prunable weight: no trainable kernel of two "
-            f"dimensions or more among {[v.path for v in model.weights]}."
-        )
-    chosen = selection.select(
-        found, include=callback.include, exclude=callback.exclude, rules=callback.rules
-    )
-    if not chosen:
-        raise ValueError(
-            "Nothing is left to prune after `include` and `exclude`. The paths there "
-            f"are: {list(found)}"
-        )
-    if callback.pattern is not None:
-        chosen = _with_inputs_and_outputs(chosen, found, callback)
-    strategy = getattr(model, "distribute_strategy", None)
-    with strategy.scope() if strategy else contextlib.nullcontext():
-        pruned = [
-            MaskedWeight(
-                found[path],
-                path,
-                callback._score,
-                callback._pattern,
-                settings.get("sparsity"),
-            )
-            for path, settings in chosen.items()
-        ]
-    free = [p for p in pruned if p.final is None]
-    if callback.scope == "erk" and callback.final is not None and free:
-        shapes = [tuple(p.variable.shape) for p in free]
-        finals = erdos_renyi_kernel(shapes, callback.final)
-        _check_pattern(callback, finals)
-        for one, final in zip(free, finals, strict=True):
-            one.final = final
-    return pruned
-
-
-def _with_inputs_and_outputs(chosen, found, callback):
-    """Leaves out kernels whose last two axes are not inputs and outputs."""
-    fitting = {id(layer.kernel) for layer in find_layers(callback.model, _MATRICES)}
-    left = [path for path in chosen if id(found[path]) not in fitting]
-    if len(left) == len(chosen):
-        raise ValueError(
-            f"Pattern {callback.pattern!r} is for kernels of Dense, Conv1D, Conv2D and "
-            f"Conv3D layers, and none is chosen. Received: {left}"
-        )
-    if left:
-        logging.warning(
-            "Pattern %r is for kernels of Dense, Conv1D, Conv2D and Conv3D layers; "
-            "left alone: %s",
-            callback.pattern,
-            left,
-        )
-    return {path: settings for path, settings in chosen.items() if path not in left}
-
-
-def _check_pattern(callback, finals):
-    """Raises if more zeros are wanted than the pattern has room for."""
-    highest = callback._pattern.highest_sparsity
-    wanted = [final for final in (callback.final, *finals) if final is not None]
-    if max(wanted, default=0) > highest + 1e-9:
-        raise ValueError(
-            f"Pattern {callback.pattern!r} has {highest:g} zeros at most. Received: "
-            f"sparsity={max(wanted):g}. Pass sparsity={highest:g} or less (and scope="
-            "'layer')."
-        )
-
-
-def _check_arguments(sparsity, schedule, frequency, rules):
-    if schedule is not None and not isinstance(schedule, schedules.Schedule):
-        raise TypeError(
-            "`schedule` must be one of tfc.schedules. "
-            f"Received: schedule={schedule!r} (of type {type(schedule).__name__})"
-        )
-    if schedule is not None:
-        initial = masks.check_sparsity(getattr(schedule, "initial", 0.0))
-        if masks.check_sparsity(schedule.final) < initial:
-            raise ValueError(
-                "Sparsity cannot fall: a weight once zero stays zero. "
-                f"Received: schedule={schedule!r}"
-            )
-    if frequency is not None and frequency < 1:
-        raise ValueError(
-            f"`frequency` must be a number of steps from 1 on. Received: {frequency}"
-        )
-    for rule in rules:
-        if set(rule.settings) != {"sparsity"}:
-            raise ValueError(f"A rule for pruning sets `sparsity`. Received: {rule!r}")
-        masks.check_sparsity(rule.settings["sparsity"])
-    if sparsity is None and schedule is None and rules:
-        raise ValueError("`rules` need a `sparsity`; with None zeros are only kept.")
+    def _total_steps(self):
+        """Steps of the whole run; `None` while unknown."""
+        per_epoch = self._steps.per_epoch
+        return None if per_epoch is None else self.params["epochs"] * per_epoch

@@ -88,6 +88,30 @@ def keep_highest(scores, dropped, sizes=1):
     return keep
 
 
+def swap_lowest(scores, growth, zeros, swapped, sizes=1):
+    """Drops the lowest scores beyond the zeros there are, and lets as many grow back.
+
+    What is dropped may be what grows, if nothing else grows faster, as in the papers'
+    own code.
+
+    Args:
+        scores: Vector, one score for each unit; lowest where it was dropped before.
+        growth: Vector, finite: the highest that are not kept grow.
+        zeros: Number of weights that are dropped before and after.
+        swapped: Number of weights that make room.
+        sizes: As of `keep_highest`.
+
+    Returns:
+        Bool vector, True = keep.
+
+    Reference:
+        Evci et al., "Rigging the Lottery", 2020, section 3 (3) and (4).
+        arXiv:1911.11134
+    """
+    stay = keep_highest(scores, zeros + swapped, sizes)
+    return keep_highest(np.where(stay, np.inf, growth), zeros, sizes)
+
+
 def kept_zeros(weight, at_least=0.1):
     """Finds the mask that an earlier pruning left in the weights themselves.
 

@@ -133,6 +133,50 @@ class Blocks:
         return np.add.reduceat(sums, starts[1], axis=1).ravel()
 
 
+class Slices:
+    """Everything at one index of an axis: whole filters, or whole input channels.
+
+    The score of a slice is the mean of its weights' scores; with magnitude that ranks
+    filters by their L1 norm, as the paper does.
+
+    Args:
+        axis: -1 for output channels, -2 for input channels.
+
+    Reference:
+        Li et al., "Pruning Filters for Efficient ConvNets", 2016, section 3.1.
+        arXiv:1608.08710
+    """
+
+    highest_sparsity = 1.0
+
+    def __init__(self, axis):
+        self.axis = axis
+
+    def units(self, scores, alive):
+        """Mean scores of the slices; what was dropped before counts as nothing."""
+        rows = self._rows(np.where(alive, scores, 0))
+        # Of float32 a mean of many would lose ties.
+        means = rows.mean(axis=1, dtype="float64").astype("float32")
+        return np.where(self._rows(alive).any(axis=1), means, _LOWEST)
+
+    def sizes(self, shape):
+        """Weights of each slice."""
+        count = shape[self.axis]
+        return np.full(count, np.prod(shape) // count, "float32")
+
+    def spread(self, keep, shape):
+        """Mask of the weights from one of the slices."""
+        sides = [1] * len(shape)
+        sides[self.axis] = -1
+        return np.broadcast_to(keep.reshape(sides), shape).copy()
+
+    def _rows(self, values):
+        return np.moveaxis(values, self.axis, 0).reshape(values.shape[self.axis], -1)
+
+
+_SLICES = {"filter": -1, "channel": -2}
+
+
 def _matrix_shape(shape):
     return int(np.prod(shape[:-1])), shape[-1]
 
@@ -142,13 +186,16 @@ def parse(pattern):
 
     Args:
         pattern: `None` (weights one by one), `"2:4"` (at most two of four weights in a
-            row stay) or `(rows, columns)` (blocks).
+            row stay), `(rows, columns)` (blocks), `"filter"` or `"channel"` (whole
+            output or input channels).
 
     Raises:
         ValueError: If it is none of these.
     """
     if pattern is None:
         return Unstructured()
+    if isinstance(pattern, str) and pattern in _SLICES:
+        return Slices(_SLICES[pattern])
     found = isinstance(pattern, str) and re.fullmatch(r"(\d+):(\d+)", pattern)
     if found:
         return NOfM(int(found[1]), int(found[2]))
@@ -158,6 +205,6 @@ def parse(pattern):
     if sides and len(sides) == len(pattern) == 2:
         return Blocks(*sides)
     raise ValueError(
-        "`pattern` must be None, 'N:M' such as '2:4', or the sides of a block such as "
-        f"(4, 1). Received: pattern={pattern!r}"
+        "`pattern` must be None, 'N:M' such as '2:4', the sides of a block such as "
+        f"(4, 1), 'filter' or 'channel'. Received: pattern={pattern!r}"
     )
