@@ -8,7 +8,7 @@ each index whose id belongs to it.
 
 Example:
     ```python
-    channels = Channels(Graph(flatten(model)))
+    channels = find_channels(Graph(flatten(model)))
     channels.groups(channels.producers[0].ids)   # the group of each output channel
     ```
 
@@ -90,6 +90,8 @@ class Channels:
 
     Args:
         graph: `Graph` of a model without nested models.
+        rule_of: Function from an operation to its rule, or `None`: a function of these
+            channels and a call that returns the ids of the outputs' axes.
 
     Attributes:
         graph: The graph.
