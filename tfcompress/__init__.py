@@ -19,6 +19,7 @@ from tfcompress.deploy.tflite import export_tflite as export_tflite
 from tfcompress.measure import measure as measure
 from tfcompress.passes.distill import Distiller as Distiller
 from tfcompress.passes.distill import distill as distill
+from tfcompress.passes.factorize import factorize as factorize
 from tfcompress.passes.fold import fold as fold
 from tfcompress.passes.quantization_config import (
     QuantizationConfig as QuantizationConfig,
