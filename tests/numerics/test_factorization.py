@@ -169,6 +169,13 @@ def test_vbmf_without_noise_counts_what_is_there():
     assert ranks.vbmf_rank(np.zeros((4, 5))) == 0
 
 
+def test_vbmf_takes_no_notice_of_rows_that_are_zero():
+    noisy = _kernel(30, 4) @ _kernel(4, 50, seed=1) + 0.3 * _kernel(30, 50, seed=2)
+    assert ranks.vbmf_rank(noisy) == 4
+    noisy[25:] = 0.0
+    assert ranks.vbmf_rank(noisy) == 4
+
+
 def test_the_threshold_of_vbmf_is_the_paper_s():
     # About 2.5129 * sqrt(ratio), exactly so for square matrices.
     np.testing.assert_allclose(ranks._threshold_tau(1.0), 2.5129, atol=1e-4)

@@ -92,8 +92,8 @@ class Spatial:
     def parts(self, layer, kernel, rank):
         vertical, horizontal = factorization.spatial_svd(kernel, rank)
         found = [Part(vertical, geometry=(0,)), Part(horizontal, geometry=(1,))]
-        together = np.einsum("hir,wro->hwio", vertical[:, 0], horizontal[0])
-        return found, together
+        # (height, 1, in, rank) @ (1, width, rank, out)
+        return found, vertical @ horizontal
 
 
 class Tucker:
@@ -136,7 +136,7 @@ class Tucker:
             Part(core, geometry=whole(layer)),
             point(layer, last),
         ]
-        return found, np.einsum("ir,...rs,so->...io", first, core, last)
+        return found, first @ core @ last
 
 
 class Cp:
@@ -184,8 +184,8 @@ class Cp:
         return found, together
 
     def _together(self, kernel, rank):
-        factors = factorization.cp(kernel, rank)
-        return factors, np.einsum("ir,...r,ro->...io", *factors)
+        first, depthwise, last = factors = factorization.cp(kernel, rank)
+        return factors, first * depthwise[..., None, :] @ last
 
 
 METHODS = {"svd": Svd(), "tucker": Tucker(), "spatial": Spatial(), "cp": Cp()}
