@@ -25,6 +25,9 @@ from tfcompress.passes.quantization_config import (
     QuantizationConfig as QuantizationConfig,
 )
 from tfcompress.passes.quantize import quantize_aware as quantize_aware
+from tfcompress.passes.replace_activations import (
+    replace_activations as replace_activations,
+)
 from tfcompress.passes.strip import strip as strip
 from tfcompress.report import report as report
 from tfcompress.selection import Rule as Rule
