@@ -28,6 +28,7 @@ from tfcompress.passes.quantize import quantize_aware as quantize_aware
 from tfcompress.passes.replace_activations import (
     replace_activations as replace_activations,
 )
+from tfcompress.passes.separate_convs import separate_convs as separate_convs
 from tfcompress.passes.strip import strip as strip
 from tfcompress.report import report as report
 from tfcompress.selection import Rule as Rule
