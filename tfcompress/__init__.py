@@ -21,6 +21,7 @@ from tfcompress.passes.distill import Distiller as Distiller
 from tfcompress.passes.distill import distill as distill
 from tfcompress.passes.factorize import factorize as factorize
 from tfcompress.passes.fold import fold as fold
+from tfcompress.passes.prune_layers import prune_layers as prune_layers
 from tfcompress.passes.quantization_config import (
     QuantizationConfig as QuantizationConfig,
 )
