@@ -31,9 +31,17 @@ def low_rank(matrix, rank):
         Eckart & Young, "The approximation of one matrix by another of lower rank",
         1936.
     """
-    left, values, right = np.linalg.svd(_float64(matrix), full_matrices=False)
-    root = np.sqrt(values[:rank])
-    return left[:, :rank] * root, root[:, None] * right[:rank]
+    matrix = _float64(matrix)
+    if matrix.shape[0] > matrix.shape[1]:
+        left, right = low_rank(matrix.T, rank)
+        return right.T, left.T
+    # Projection on the leading left singular vectors, which those of the smaller Gram
+    # matrix are: several times faster than the decomposition, and exact at full rank.
+    left = _eigenvectors(matrix @ matrix.T)[:, :rank]
+    right = left.T @ matrix
+    values = np.linalg.norm(right, axis=1)
+    root = np.sqrt(np.where(values > 0, values, 1.0))
+    return left * root, right / root[:, None]
 
 
 def spatial_svd(kernel, rank):
@@ -122,7 +130,7 @@ def channel_basis(flat, axis):
     """
     # By its Gram matrix, which is far smaller than the unfolding.
     unfolded = np.moveaxis(flat, axis, 0).reshape(flat.shape[axis], -1)
-    return np.linalg.eigh(unfolded @ unfolded.T)[1][:, ::-1]
+    return _eigenvectors(unfolded @ unfolded.T)
 
 
 def channel_unfoldings(kernel):
@@ -208,6 +216,11 @@ def relative_error(kernel, approximation):
     """Frobenius norm of the difference over that of the kernel; 0 for zeros."""
     norm = np.linalg.norm(_float64(kernel))
     return float(np.linalg.norm(kernel - approximation) / norm) if norm else 0.0
+
+
+def _eigenvectors(gram):
+    """As columns, that of the largest eigenvalue first."""
+    return np.linalg.eigh(gram)[1][:, ::-1]
 
 
 def _float64(array):
