@@ -20,10 +20,17 @@ from tfcompress.deploy.tflite import export_tflite as export_tflite
 from tfcompress.measure import measure as measure
 from tfcompress.passes.distill import Distiller as Distiller
 from tfcompress.passes.distill import distill as distill
+from tfcompress.passes.factorize import factorize as factorize
+from tfcompress.passes.fold import fold as fold
+from tfcompress.passes.prune_layers import prune_layers as prune_layers
 from tfcompress.passes.quantization_config import (
     QuantizationConfig as QuantizationConfig,
 )
 from tfcompress.passes.quantize import quantize_aware as quantize_aware
+from tfcompress.passes.replace_activations import (
+    replace_activations as replace_activations,
+)
+from tfcompress.passes.separate_convs import separate_convs as separate_convs
 from tfcompress.passes.strip import strip as strip
 from tfcompress.prune_channels import prune_channels as prune_channels
 from tfcompress.report import report as report

@@ -19,6 +19,14 @@ def _distilled(model):
     return tfc.distill(model, conv_net(), alpha=0.9)
 
 
+def _surgery(model):
+    model = tfc.replace_activations(model, {"relu": "relu6"})
+    model = tfc.prune_layers(model, 1)
+    model = tfc.factorize(model, include="hidden", rank=4)
+    model = tfc.separate_convs(model, include="^conv", rank=6)
+    return tfc.fold(model)
+
+
 def _pruning():
     return [tfc.Pruning(0.6)]
 
@@ -78,6 +86,7 @@ TECHNIQUES = {
         list,
     ),
     "quantization with a schedule": (_quantized("int4_weights"), _schedule),
+    "surgery": (_surgery, list),
     "distillation": (_distilled, list),
     "pruning and distillation": (_distilled, _pruning),
     "all": (lambda model: _distilled(_quantized()(model)), _pruning),
@@ -104,6 +113,7 @@ _VARIANTS = (
     "quantization, learned step",
     "quantization, ternary",
     "quantization with a schedule",
+    "surgery",
 )
 # What cannot be resumed, and says so (`tests/callbacks/test_regrowth.py`).
 NOT_RESUMED = ("pruning and rewinding",)
@@ -113,7 +123,11 @@ QUICK = {
     "mixed_bfloat16": ("all",),
     "plain": tuple(TECHNIQUES),
     "jit": ("pruning, global by gradients",),
-    "saved": ("quantization, learned step", "quantization with a schedule"),
+    "saved": (
+        "quantization, learned step",
+        "quantization with a schedule",
+        "surgery",
+    ),
     "killed": ("quantization with a schedule",),
     "two devices": ("quantization with a schedule",),
 }

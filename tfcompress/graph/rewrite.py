@@ -105,7 +105,7 @@ def clone(operation, *, name=None, dtype=None, into=None, **changes):
         ) from err
 
 
-def built_copy(layer, **changes):
+def built_copy(layer, /, **changes):
     """Copies a built layer with its weights, outside any graph.
 
     Args:

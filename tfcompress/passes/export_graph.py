@@ -124,8 +124,8 @@ class _Export:
                 layer, factor = _unfolded(wrapper), None
             else:
                 layer = fold(wrapper, normalization, name=self._name(call))
-                factor = _scale_and_shift(normalization)[0]
-                factor = factor.reshape(_channel_shape(layer))
+                factor = scale_and_shift(normalization)[0]
+                factor = factor.reshape(channel_shape(layer))
             self.layers[key] = layer
             self.weights += exported_weights(wrapper, layer, factor)
         return self.layers[key]
@@ -147,7 +147,7 @@ class _Export:
         """One depthwise convolution, the same at each call of a shared layer."""
         if id(operation) not in self.layers:
             layer = Affine(as_convolution=True, name=operation.name, dtype="float32")
-            scale, shift = _scale_and_shift(operation)
+            scale, shift = scale_and_shift(operation)
             layer.build((None, len(scale)))
             layer.set_weights([scale, told_apart(shift)])
             self.layers[id(operation)] = layer
@@ -207,8 +207,8 @@ def fold(wrapper, normalization, *, name=None):
     layer.build_from_config(source.get_build_config())
     kernel = wrapper.effective_weights()["kernel"].astype("float32")
     bias = source.bias.numpy().astype("float32") if source.use_bias else 0.0
-    scale, shift = _scale_and_shift(normalization)
-    layer.kernel.assign(kernel * scale.reshape(_channel_shape(layer)))
+    scale, shift = scale_and_shift(normalization)
+    layer.kernel.assign(kernel * scale.reshape(channel_shape(layer)))
     layer.bias.assign(told_apart(bias * scale + shift))
     return layer
 
@@ -234,7 +234,7 @@ def told_apart(bias):
     return bias
 
 
-def _scale_and_shift(normalization):
+def scale_and_shift(normalization):
     """What it is at inference, `scale * x + shift`, as float64 arrays."""
     if isinstance(normalization, Affine):
         scale, shift = (
@@ -254,10 +254,10 @@ def _scale_and_shift(normalization):
     return scale, shift
 
 
-def _channel_shape(layer):
+def channel_shape(layer):
     """Shape in which a factor for each channel multiplies the kernel."""
     shape = layer.kernel.shape
-    if isinstance(layer, TRANSPOSED):
+    if isinstance(layer, (*TRANSPOSED, keras.layers.Conv3DTranspose)):
         return (shape[-2], 1)
     if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
         return shape[-2:]
