@@ -1,9 +1,9 @@
 """Prints how the time and memory of one update of the masks grow with the model.
 
-Each size runs in a process of its own: a model of dense layers of up to 4,096 by 4,096
-weights, of which 80 % are dropped, and then a second update to 90 %, which is timed.
-Memory is the peak of the process (resource.getrusage) above what it held with the
-model and its masks before the update.
+Each repeat runs in a process of its own: a new model of dense layers of up to 4,096 by
+4,096 weights, of which 68 % are dropped, and then a second update to 90 %, which is
+timed. Memory is the peak of the process (resource.getrusage), the first update
+included, above what it holds with the model and its masks.
 
 Usage:
     python benchmarks/pruning_scale.py
@@ -44,29 +44,27 @@ def _model(weights):
     return keras.Sequential(layers)
 
 
-def measure(weights, scope, repeats):
-    """One process: seconds of each update, bytes of memory."""
+def measure(weights, scope):
+    """In this process: seconds of an update, bytes of memory."""
     import tfcompress as tfc
 
     model = _model(weights)
-    before = _held()
-    seconds = []
-    for _ in range(repeats):
-        pruning = tfc.Pruning(
-            schedule=tfc.schedules.Iterative(0.9, rounds=2, every=1),
-            scope=scope,
-            skip_small_and_last=False,
-        )
-        pruning.set_model(model)
-        pruning.set_params({"epochs": 1, "steps": 2})
-        pruning.on_train_begin()
-        pruning.on_epoch_begin(0)
-        pruning.on_train_batch_end(0, {})
-        held = _held()
-        start = time.perf_counter()
-        pruning.on_train_batch_end(1, {})
-        seconds.append(time.perf_counter() - start)
-        pruning.on_train_end()
+    pruning = tfc.Pruning(
+        schedule=tfc.schedules.Iterative(0.9, rounds=2, every=1),
+        scope=scope,
+        skip_small_and_last=False,
+    )
+    pruning.set_model(model)
+    pruning.set_params({"epochs": 1, "steps": 2})
+    pruning.on_train_begin()
+    pruning.on_epoch_begin(0)
+    pruning.on_train_batch_end(0, {})
+    held = _held()
+    start = time.perf_counter()
+    pruning.on_train_batch_end(1, {})
+    seconds = time.perf_counter() - start
+    peak = _peak()
+    pruning.on_train_end()
     kernels = [v.numpy() for v in model.trainable_variables]
     total = sum(k.size for k in kernels)
     wanted = (
@@ -79,18 +77,28 @@ def measure(weights, scope, repeats):
         "weights": total,
         "largest": max(k.size for k in kernels),
         "seconds": seconds,
-        "model_bytes": before,
-        "held_bytes": held,
-        "peak_bytes": _peak(),
+        "extra_bytes": peak - held,
     }
 
 
-def _in_its_own_process(weights, scope, repeats):
-    command = [sys.executable, __file__, "--one", str(weights), scope, str(repeats)]
+def _in_its_own_process(weights, scope):
+    command = [sys.executable, __file__, "--one", str(weights), scope]
     found = subprocess.run(command, capture_output=True, text=True)
     if found.returncode:
         raise SystemExit(found.stderr[-3000:])
     return json.loads(found.stdout.splitlines()[-1])
+
+
+def _row(scope, runs):
+    seconds = [run["seconds"] for run in runs]
+    median = statistics.median(seconds)
+    extra = statistics.median(run["extra_bytes"] for run in runs)
+    weights = runs[0]["weights"]
+    return (
+        f"| {scope} | {weights:,} | {runs[0]['largest']:,} | {median:.3f} "
+        f"({min(seconds):.3f} to {max(seconds):.3f}) | {1e9 * median / weights:.0f} | "
+        f"{extra / 2**20:,.0f} | {extra / weights:.1f} |"
+    )
 
 
 def main():
@@ -99,11 +107,11 @@ def main():
     parser.add_argument("--millions", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--scopes", nargs="+", default=["layer", "global"])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.one:
-        weights, scope, repeats = settings.one
-        print(json.dumps(measure(int(weights), scope, int(repeats))))
+        weights, scope = settings.one
+        print(json.dumps(measure(int(weights), scope)))
         return
     print(
         "| scope | weights | largest kernel | update, s: median (range) | ns a weight |"
@@ -112,17 +120,11 @@ def main():
     print("|---|---|---|---|---|---|---|")
     for scope in settings.scopes:
         for millions in settings.millions:
-            found = _in_its_own_process(millions * 10**6, scope, settings.repeats)
-            median = statistics.median(found["seconds"])
-            extra = found["peak_bytes"] - found["held_bytes"]
-            print(
-                f"| {scope} | {found['weights']:,} | {found['largest']:,} | "
-                f"{median:.3f} ({min(found['seconds']):.3f} to "
-                f"{max(found['seconds']):.3f}) | "
-                f"{1e9 * median / found['weights']:.0f} | {extra / 2**20:,.0f} | "
-                f"{extra / found['weights']:.1f} |",
-                flush=True,
-            )
+            runs = [
+                _in_its_own_process(millions * 10**6, scope)
+                for _ in range(settings.repeats)
+            ]
+            print(_row(scope, runs), flush=True)
 
 
 if __name__ == "__main__":

@@ -281,3 +281,66 @@ def test_scores_that_are_none_name_the_weight(score):
     with pytest.raises(ValueError, match="scores of weight 'dense.*finite numbers"):
         fit(model, prune_all(0.5, score=score))
     assert zeros(model) == [0]
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Bilinear(layers.Layer):
+    """A layer with a weight of its own, a bias and a scale."""
+
+    def build(self, shape):
+        self.form = self.add_weight(shape=(shape[-1], shape[-1]), name="form")
+        self.bias = self.add_weight(shape=(1, shape[-1]), name="bias")
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+
+    def call(self, x):
+        return (x @ self.form + self.bias) * self.scale
+
+
+@pytest.mark.parametrize(
+    "layer, shape, kernels",
+    [
+        (layers.Dense(16), (12,), 1),
+        (layers.Conv1D(8, 3), (12, 6), 1),
+        (layers.Conv2D(8, 3, groups=2), (6, 6, 6), 1),
+        (layers.Conv3D(8, 2), (4, 4, 4, 3), 1),
+        (layers.Conv2DTranspose(8, 3), (4, 4, 3), 1),
+        (layers.DepthwiseConv2D(3, depth_multiplier=2), (6, 6, 8), 1),
+        (layers.SeparableConv2D(8, 3), (6, 6, 8), 2),
+        (layers.EinsumDense("abc,cd->abd", (5, 8), bias_axes="bd"), (5, 8), 1),
+        (layers.Bidirectional(layers.GRU(6)), (5, 8), 4),
+        (layers.LSTM(6), (5, 8), 2),
+        (layers.Embedding(20, 8), (5,), 1),
+        (Bilinear(), (12,), 1),
+        (layers.TimeDistributed(layers.Dense(6)), (5, 8), 1),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_every_kind_of_layer_is_pruned_and_biases_are_not(layer, shape, kernels):
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layers.Flatten()(layer(inputs)))
+    model.compile("sgd", "mse")
+    for variable in model.trainable_variables:
+        variable.assign(variable + 1e-3)  # Biases start at zero.
+    x = np.random.default_rng(0).integers(0, 20, (8, *shape)).astype("float32")
+    pruning = prune_all(schedule=tfc.schedules.Constant(0.75))
+    model.fit(x / 20, model.predict(x / 20, verbose=0), verbose=0, callbacks=[pruning])
+    found = {id(v): v.numpy() for v in tfc.graph.kernels(model).values()}
+    assert len(found) == kernels
+    for variable in model.trainable_variables:
+        value = variable.numpy()
+        wanted = round(0.75 * value.size) if id(variable) in found else 0
+        assert np.count_nonzero(value == 0) == wanted, variable.path
+
+
+@pytest.mark.parametrize("score", ["taylor", "grasp"])
+def test_gradients_go_through_loops_and_attention(score):
+    inputs = keras.Input((5, 8))
+    x = layers.MultiHeadAttention(2, 4)(inputs, inputs)
+    model = keras.Model(inputs, layers.Dense(2)(layers.LSTM(6)(x)))
+    model.compile("adam", "mse")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(16, 5, 8)), rng.normal(size=(16, 2))
+    pruning = tfc.Pruning(0.5, score=score, data=(x.astype("float32"), y))
+    model.fit(x, y, epochs=2, verbose=0, callbacks=[pruning])
+    assert zeros(model)[-1] == 0
+    assert {z for z in zeros(model)[:-1] if z} == {0.5}

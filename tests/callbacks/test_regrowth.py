@@ -393,6 +393,19 @@ def test_a_run_that_cannot_go_back_says_so():
         fit(compiled(conv_net()), tfc.Pruning(0.8, rewind="weights", rewind_step=9))
 
 
+def test_a_model_without_an_optimizer_of_its_own():
+    class Own(keras.Model):
+        def train_step(self, data):
+            return {"loss": 0.0}
+
+    plain = conv_net()
+    model = Own(plain.input, plain.output)
+    model.compile()
+    model.optimizer = None
+    with pytest.raises(ValueError, match="resets `model.optimizer`"):
+        fit(model, tfc.Pruning(0.5, rewind="weights"))
+
+
 def test_a_run_resumed_after_the_last_round_goes_on():
     model = compiled(conv_net())
     fit(model, prune_all(0.8, rewind="weights"), epochs=6)

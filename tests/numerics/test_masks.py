@@ -5,6 +5,7 @@ import pytest
 
 from tfcompress.numerics.masks import (
     check_sparsity,
+    keep_highest,
     kept_zeros,
     magnitude_mask,
     swap_lowest,
@@ -128,3 +129,26 @@ def test_as_many_grow_as_make_room_whatever_the_ties():
         growth = rng.integers(0, 2, 40).astype("float32")
         keep = swap_lowest(scores, growth, zeros, swapped)
         assert np.count_nonzero(~keep) == zeros
+
+
+@pytest.mark.parametrize("kind", ["normal", "mostly one", "few", "extreme", "positive"])
+def test_selection_agrees_with_a_stable_sort_of_any_values(kind, monkeypatch):
+    # Many pieces.
+    monkeypatch.setattr("tfcompress.numerics.masks._CHUNK", 64)
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=1000).astype("float32")
+    if kind == "mostly one":
+        scores[rng.random(1000) < 0.9] = -1e30
+    elif kind == "few":
+        scores = rng.choice(np.array([0.0, -0.0, 1.5, -2, 3], "float32"), 1000)
+    elif kind == "extreme":
+        tiny = np.array([1e-45, -1e-45, 3e38, -3e38, 0, np.inf], "float32")
+        scores = rng.choice(tiny, 1000)
+    elif kind == "positive":
+        scores = np.abs(scores)
+    order = np.argsort(-scores, kind="stable")
+    most = np.count_nonzero(scores < np.inf)
+    for dropped in [1, 2, 63, 64, 65, 500, 899, 900, 901, 998, 999]:
+        expected = np.zeros(1000, bool)
+        expected[order[: 1000 - min(dropped, most, 999)]] = True
+        np.testing.assert_array_equal(keep_highest(scores, dropped), expected)

@@ -49,6 +49,11 @@ def check_rewinding(callback, curve, step):
         curve: The schedule in force.
         step: Step at which the run begins.
     """
+    if getattr(callback.model, "optimizer", None) is None:
+        raise ValueError(
+            f"`rewind` resets `model.optimizer`, and model {callback.model.name!r} has "
+            "none. Pass the optimizer to `compile`, or leave out `rewind`."
+        )
     if curve.begin <= callback.rewind_step:
         raise ValueError(
             f"The first round ends at step {curve.begin}, which is not after the step "
