@@ -88,11 +88,11 @@ def prune_channels(
         with `return_report`, a pair of it and the report.
 
     Raises:
-        TypeError: If `model` is no Keras 3 model, or is quantization-aware: remove
-            channels first.
-        ValueError: If a setting is out of range, no channel can go (names why), the
-            budget cannot be reached (names the least there is), or the score needs
-            data.
+        TypeError: If `model` is no Keras 3 model.
+        ValueError: If the model is quantization-aware or a distiller (remove channels
+            first), its `call` cannot be recorded, a setting is out of range, no
+            channel can go (names why), the budget cannot be reached (names the least
+            there is), or the score needs data.
 
     Reference:
         Fang et al., "DepGraph: Towards Any Structural Pruning", 2023. arXiv:2301.12900
@@ -103,7 +103,7 @@ def prune_channels(
     """
     check_amount(amount, budget)
     _check_arguments(scope, round_to)
-    channels = channels_of(model)
+    channels = channels_of(model, verb="prune_channels")
     chosen = choose_producers(channels, include, exclude, rules)
     scores = find_scores(channels, score, data)
     plan = ChannelPlan(channels, scores, chosen, scope, round_to)

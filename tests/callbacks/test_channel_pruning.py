@@ -179,7 +179,9 @@ def test_pruning_in_the_same_fit_is_refused():
     model = _dense()
     with pytest.raises(ValueError, match="fit` of its own"):
         model.fit(
-            *_data(), callbacks=[tfc.ChannelPruning(0.5), tfc.Pruning(0.5)], verbose=0
+            *_data(),
+            callbacks=[tfc.ChannelPruning(0.5), tfc.Pruning(0.5, include="")],
+            verbose=0,
         )
 
 

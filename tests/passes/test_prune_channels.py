@@ -476,7 +476,7 @@ def test_a_model_whose_every_channel_stays_says_why():
 
 def test_a_quantization_aware_model_is_refused():
     qat = tfc.quantize_aware(_two_filters())
-    with pytest.raises(TypeError, match="Remove channels first"):
+    with pytest.raises(ValueError, match="tfc.strip"):
         tfc.prune_channels(qat, 0.5)
 
 

@@ -168,7 +168,7 @@ class ChannelPruning(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._steps = RunSteps(self.params.get("steps"))
         model = self.model.student if isinstance(self.model, Distiller) else self.model
-        channels = channels_of(model)
+        channels = channels_of(model, verb="ChannelPruning")
         if channels.graph.model is not model:
             raise ValueError(
                 f"Model {model.name!r} holds nested models, or is subclassed. Make it "

@@ -6,39 +6,32 @@ Example:
     ```
 """
 
-from tfcompress.checks import check_model
-from tfcompress.graph import Graph, find_layers, flatten, functional
 from tfcompress.graph.channel_rules import find_channels
 from tfcompress.graph.channels import KEPT
-from tfcompress.layers import FakeQuant, TransformWeights
-from tfcompress.passes.lowering.trace import functional_form
+from tfcompress.passes.surgery import opened
 from tfcompress.selection import select
 
 
-def channels_of(model):
+def channels_of(model, *, verb):
     """The `Channels` of any model that can be made flat.
 
     Args:
         model: Built `keras.Model`.
+        verb: Name of the function, for messages.
 
     Returns:
         `Channels`; its `graph.model` is `model` itself, or a flat copy, compiled alike.
 
     Raises:
-        TypeError: If it is no Keras 3 model, or a pass of this library put layers in.
-        ValueError: If it has no graph of layers and none can be recorded.
+        TypeError: If it is no Keras 3 model.
+        ValueError: If a pass of this library put layers in, or it has no graph of
+            layers and none can be recorded.
     """
-    check_model(model)
-    if find_layers(model, (FakeQuant, TransformWeights)):
-        raise TypeError(
-            f"Model {model.name!r} holds layers that a pass of this library put in. "
-            "Remove channels first, from the plain model (tfc.strip gives one), and "
-            "quantize, cluster or distill the result."
-        )
-    flat = flatten(model if functional(model) else functional_form(model))
+    graph = opened(model, verb=verb)
+    flat = graph.model
     if flat is not model and getattr(model, "optimizer", None) is not None:
         flat.compile_from_config(model.get_compile_config())
-    return find_channels(Graph(flat))
+    return find_channels(graph)
 
 
 def choose_producers(channels, include=None, exclude=None, rules=()):

@@ -13,9 +13,10 @@ import keras
 from absl import logging
 
 from tfcompress.checks import check_model
-from tfcompress.graph import Graph, find_layers, flatten, functional
+from tfcompress.graph import Graph, find_layers
 from tfcompress.layers import ConstantFakeQuant, FakeQuant, TransformWeights
 from tfcompress.passes.distill import Distiller
+from tfcompress.passes.lowering.trace import flat_form
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,13 @@ def opened(model, *, verb):
         verb: Name of the function, for messages.
 
     Returns:
-        `Graph` of `model`, or of a flat copy.
+        `Graph` of `model`, or of a flat copy. Of a subclassed model it is what its
+        `call` does, recorded.
 
     Raises:
         TypeError: If `model` is no Keras 3 model.
-        ValueError: If it is not built, is subclassed, or is wrapped by a pass.
+        ValueError: If it is not built, is wrapped by a pass, or its `call` cannot be
+            recorded.
     """
     check_model(model)
     wrapped = find_layers(model, (FakeQuant, ConstantFakeQuant, TransformWeights))
@@ -104,13 +107,7 @@ def opened(model, *, verb):
             "wrapped by quantization or distillation. Call it before that, or on "
             f"`tfc.strip(model)`. Received: model of type {type(model).__name__}"
         )
-    if functional(model) is None:
-        raise ValueError(
-            f"`tfc.{verb}` needs a graph of layers; model {model.name!r} (of type "
-            f"{type(model).__name__}) is subclassed and has none. Build it with the "
-            "functional API: inputs = keras.Input(...); keras.Model(inputs, outputs)."
-        )
-    return Graph(flatten(model))
+    return Graph(flat_form(model))
 
 
 def closed(verb, graph, model, changes, return_report):

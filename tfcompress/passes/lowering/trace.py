@@ -10,12 +10,20 @@ Example:
 """
 
 import contextlib
+import functools
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.graph import built_copy, calls_between
+from tfcompress.graph import (
+    Graph,
+    built_copy,
+    calls_between,
+    flatten,
+    functional,
+    rewrite,
+)
 from tfcompress.layers import ConstantTensor
 from tfcompress.passes.lowering import parts
 
@@ -75,6 +83,40 @@ def functional_form(model):
         packed = inputs
     outputs = traced(model)(packed)
     return keras.Model(packed, outputs, name=model.name)
+
+
+def flat_form(model):
+    """A functional model without models inside, whatever kinds of models there are.
+
+    Args:
+        model: Built `keras.Model`; subclassed ones in it are recorded.
+
+    Returns:
+        A functional `keras.Model`: `model` itself if it is flat already.
+
+    Raises:
+        NotTraceableError: If the `call` of a subclassed one cannot be recorded.
+        ValueError: If one cannot be copied, or its input shapes are not known.
+    """
+    model = model if functional(model) else functional_form(model)
+    while True:
+        graph = Graph(flatten(model, keep_subclassed=True))
+        nested = [c.operation for c in graph.calls if _is_model(c.operation)]
+        if not nested:
+            return graph.model
+        forms = {id(inner): traced(inner) for inner in nested}
+        model = rewrite(graph, functools.partial(_taken_apart, forms))
+
+
+def _is_model(operation):
+    return isinstance(operation, keras.Model)
+
+
+def _taken_apart(forms, call, clone, args, kwargs):
+    form = forms.get(id(call.operation))
+    if form is None:
+        return clone(call.operation)(*args, **kwargs)
+    return form(*args, **{k: v for k, v in kwargs.items() if v is not None})
 
 
 def _symbolic_inputs(model):
