@@ -1,4 +1,8 @@
-"""Prints what a quantization-aware training step costs, against plain `fit`.
+"""Prints what a compressed training step costs, against plain `fit`.
+
+`--technique` is quantization (the default) or pruning. Of pruning the masks change
+every 30 steps, as they do when 64 updates are spread over 2,000 steps, and the first
+epoch of a `fit`, in which the train function is traced again, does not count.
 
 One process, the two models alternating epoch by epoch after a hundred steps of each,
 medians of the ratio within a round. Peak memory of each comes from a process of its
@@ -8,6 +12,7 @@ the same network.
 Usage:
     python benchmarks/training_cost.py --rounds=9
     python benchmarks/training_cost.py --only=resnet8 --skip_tfmot
+    python benchmarks/training_cost.py --technique=pruning --rounds=9
 """
 
 import argparse
@@ -109,6 +114,76 @@ def _ratios(rounds):
     }
 
 
+def compare_pruning(name, rounds, steps, batch):
+    """Steps under our pruning callback against plain Keras 3."""
+    import keras
+    from keras import layers
+
+    import tfcompress as tfc
+
+    plain, pruned = (_compiled(globals()[name](layers, keras), keras) for _ in "ab")
+    dataset, _ = _data(plain, steps * batch, batch)
+
+    def callbacks():
+        return [tfc.Pruning(0.8, frequency=_MASKS_EVERY)]
+
+    return _ratios(_alternate_fits(keras, plain, pruned, callbacks, dataset, rounds))
+
+
+def compare_pruning_tfmot(name, rounds, steps, batch):
+    """Steps under TFMOT's pruning wrappers against plain tf_keras."""
+    import tensorflow_model_optimization as mot
+    import tf_keras as keras
+
+    sparsity = mot.sparsity.keras
+    plain, wrapped = (globals()[name](keras.layers, keras) for _ in "ab")
+    dataset, _ = _data(plain, steps * batch, batch)
+    schedule = sparsity.PolynomialDecay(
+        0.0, 0.8, 0, rounds * _EPOCHS * steps // 2, frequency=_MASKS_EVERY
+    )
+    wrapped = sparsity.prune_low_magnitude(wrapped, pruning_schedule=schedule)
+    models = [_compiled(plain, keras), _compiled(wrapped, keras)]
+
+    def callbacks():
+        return [sparsity.UpdatePruningStep()]
+
+    return _ratios(_alternate_fits(keras, *models, callbacks, dataset, rounds))
+
+
+# Epochs of a `fit`, of which the first does not count.
+_EPOCHS = 4
+_MASKS_EVERY = 30
+
+
+def _alternate_fits(keras, plain, other, callbacks, dataset, rounds):
+    """Seconds of the epochs but the first of fits in turn, a list for each round."""
+
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+        def on_epoch_end(self, epoch, logs=None):
+            # The last, so that what other callbacks do at the end does not count.
+            if epoch == _EPOCHS - 1:
+                self.took = (
+                    time.perf_counter() - self.wall,
+                    time.process_time() - self.cpu,
+                )
+
+    def took(model, extra):
+        clock = Clock()
+        model.fit(dataset, epochs=_EPOCHS, verbose=0, callbacks=[*extra, clock])
+        return clock.took
+
+    found = []
+    for number in range(rounds):
+        first = [took(plain, [])] if number % 2 else []
+        second = took(other, callbacks())
+        found.append([*(first or [took(plain, [])]), second])
+    return found
+
+
 def compare(name, rounds, steps, batch):
     """Our quantization-aware step against plain Keras 3."""
     import keras
@@ -146,9 +221,10 @@ def peak(name, which, steps, batch):
     model = globals()[name](layers, keras)
     dataset, x = _data(model, steps * batch, batch)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if which == "qat":
+    if which == "quantization":
         model = tfc.quantize_aware(model, calibration_data=x[:batch])
-    _compiled(model, keras).fit(dataset, verbose=0, epochs=2)
+    callbacks = [tfc.Pruning(0.8)] if which == "pruning" else []
+    _compiled(model, keras).fit(dataset, verbose=0, epochs=2, callbacks=callbacks)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"mib": (after - before) / 1024}
 
@@ -178,6 +254,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="")
+    parser.add_argument(
+        "--technique", choices=("quantization", "pruning"), default="quantization"
+    )
     parser.add_argument("--skip_tfmot", action="store_true")
     parser.add_argument("--skip_memory", action="store_true")
     parser.add_argument("--child", default="")
@@ -194,20 +273,28 @@ def main():
     for name in NETWORKS:
         if args.only not in name:
             continue
-        steps, batch = {"mobilenetv2": (6, 16)}.get(name, (20, 32))
+        prunes = args.technique == "pruning"
+        suffix = "_pruning" if prunes else ""
+        sizes = {"mobilenetv2": (20, 16)} if prunes else {"mobilenetv2": (6, 16)}
+        steps, batch = sizes.get(name, (60 if prunes else 20, 32))
         size = {"steps": steps, "batch": batch}
-        found = _child(function="compare", name=name, rounds=args.rounds, **size)
+        found = _child(
+            function=f"compare{suffix}", name=name, rounds=args.rounds, **size
+        )
         memory = ""
         if not args.skip_memory:
             both = [
                 _child(function="peak", name=name, which=which, **size)
-                for which in ("plain", "qat")
+                for which in ("plain", args.technique)
             ]
             memory = " against ".join(f"{b.get('mib', 0):.0f}" for b in both[::-1])
         print(_line(name, "ours / Keras 3", found, memory), flush=True)
         if not args.skip_tfmot:
             found = _child(
-                function="compare_tfmot", name=name, rounds=args.rounds, **size
+                function=f"compare{suffix}_tfmot",
+                name=name,
+                rounds=args.rounds,
+                **size,
             )
             print(_line(name, "TFMOT / tf_keras", found), flush=True)
 

@@ -109,7 +109,9 @@ def _measure_model(model, data, name):
         macs=_model_macs(model),
         bytes=len(content),
         gzip_bytes=gzip_bytes(content),
-        accuracy=None if data is None else _accuracy(_keras_runner(model), model, data),
+        accuracy=None
+        if data is None
+        else accuracy_of(keras_runner(model), model, data),
         kernels=tuple(
             _kernel(path, np.prod(v.shape), np.count_nonzero(v.numpy()))
             for path, v in kernels(model).items()
@@ -130,7 +132,7 @@ def _measure_file(path, data, name):
         latency_ms=runner.latency_ms(),
         accuracy=None
         if data is None
-        else _accuracy(runner.predict, _Inputs(runner), data),
+        else accuracy_of(runner.predict, _Inputs(runner), data),
         kernels=tuple(
             _kernel(t.name, t.size, nonzero) for t, nonzero in found if len(t.shape) > 1
         ),
@@ -267,12 +269,20 @@ class _Inputs:
         ]
 
 
-def _keras_runner(model):
+def keras_runner(model):
+    """A function that runs a model on a list of inputs, as a list of arrays."""
     infer = tf.function(flat_call(model), reduce_retracing=True, autograph=False)
     return lambda inputs: [np.asarray(t) for t in keras.tree.flatten(infer(*inputs))]
 
 
-def _accuracy(run, model, data):
+def accuracy_of(run, model, data):
+    """Fraction of examples whose class is right.
+
+    Args:
+        run: Function from a list of inputs to a list of outputs, of which there is one.
+        model: What has the `inputs` that the data are for.
+        data: `(inputs, labels)` or a batched data set, as of `measure`.
+    """
     right = examples = 0
     for inputs, labels in batches(model, data, argument="data", batch_size=128):
         if labels is None:

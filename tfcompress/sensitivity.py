@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfcompress import plots
 from tfcompress.checks import batches, check_model
 from tfcompress.graph import flat_call, kernels
-from tfcompress.measure import _accuracy, _keras_runner
+from tfcompress.measure import accuracy_of, keras_runner
 from tfcompress.numerics.masks import check_sparsity, magnitude_mask
 from tfcompress.progress import bar
 from tfcompress.selection import Rule, select
@@ -173,7 +173,7 @@ def sensitivity(
             f"Model {model.name!r} has no kernel to try. The paths there are: "
             f"{list(found)}"
         )
-    measure = _accuracy_of(model, data) if metric == "accuracy" else _loss(model, data)
+    measure = _accuracy(model, data) if metric == "accuracy" else _loss(model, data)
     with bar("Measuring sensitivity", len(chosen) * len(sparsities) + 1) as advance:
         baseline = measure()
         advance()
@@ -197,9 +197,9 @@ def _try(variable, path, sparsities, measure, advance):
     return KernelSensitivity(path, weight.size, tuple(values))
 
 
-def _accuracy_of(model, data):
-    run = _keras_runner(model)
-    return lambda: float(_accuracy(run, model, data))
+def _accuracy(model, data):
+    run = keras_runner(model)
+    return lambda: float(accuracy_of(run, model, data))
 
 
 def _loss(model, data):
