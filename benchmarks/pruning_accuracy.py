@@ -113,6 +113,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--only", help="parts of the names of rows, with commas")
+    parser.add_argument("--skip", help="parts of names to leave out, with commas")
     parser.add_argument("--folder", default="cifar_models")
     parser.add_argument("--tfmot", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -122,7 +123,12 @@ def main():
     folder = pathlib.Path(args.folder)
     folder.mkdir(exist_ok=True)
     wanted = args.only.split(",") if args.only else [""]
-    names = [n for n in ROWS if any(w in n for w in wanted)]
+    skipped = args.skip.split(",") if args.skip else []
+    names = [
+        n
+        for n in ROWS
+        if any(w in n for w in wanted) and not any(s in n for s in skipped)
+    ]
     found = [_seed(seed, folder, args.epochs, names) for seed in range(args.seeds)]
     print(f"\n{args.seeds} seeds, {args.epochs} epochs of fine-tuning\n")
     print("| | accuracy, mean (lowest to highest) | against float, points | zeros |")
@@ -192,7 +198,7 @@ def _zeros(model):
 
 def _tfmot_result(model, folder, seed, epochs):
     weights = folder / f"float_{seed}.npz"
-    result = folder / "tfmot.json"
+    result = folder / f"tfmot_{seed}.json"
     np.savez(weights, *[w for layer in _ordered(model) for w in layer.get_weights()])
     subprocess.run(
         [

@@ -105,6 +105,7 @@ WAYS_TO_RUN = {
 }
 
 _VARIANTS = (
+    "channel pruning",
     "pruning, global by gradients",
     "pruning by movement",
     "pruning and regrowth",
@@ -128,7 +129,7 @@ QUICK = {
         "quantization with a schedule",
         "surgery",
     ),
-    "killed": ("quantization with a schedule",),
+    "killed": ("quantization with a schedule", "channel pruning"),
     "two devices": ("quantization with a schedule",),
 }
 

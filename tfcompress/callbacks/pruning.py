@@ -68,10 +68,12 @@ class Pruning(keras.callbacks.Callback):
         exclude: The same: these are not.
         rules: List of `tfc.Rule(match, sparsity=...)`: final sparsities of kernels,
             whatever the scope.
-        scope: Where the fraction is reached: `"layer"` in each kernel; `"global"` in
-            all together, by one threshold, each keeping a weight; `"erk"` in all
-            together, with a sparsity for each kernel that follows from its shape
-            (Erdős–Rényi kernel).
+        scope: Where the fraction is reached: `"erk"` in all kernels together, with a
+            sparsity for each that follows from its shape, more for large ones
+            (Erdős–Rényi kernel); `"global"` in all together, by one threshold, each
+            keeping a weight; `"layer"` in each. By default `"erk"`, which cost the
+            least accuracy that we measured and needs no scores that compare between
+            layers; `"layer"` with an N:M pattern, which leaves no choice.
         score: What makes a weight matter:
 
             - `"magnitude"`, or `"random"`;
@@ -137,7 +139,7 @@ class Pruning(keras.callbacks.Callback):
         include=None,
         exclude=None,
         rules=(),
-        scope="layer",
+        scope=None,
         score="magnitude",
         pattern=None,
         data=None,
@@ -154,7 +156,7 @@ class Pruning(keras.callbacks.Callback):
         self.include = include
         self.exclude = exclude
         self.rules = list(rules)
-        self.scope = scope
+        self.scope = _default_scope(pattern) if scope is None else scope
         self.score = score
         self.pattern = pattern
         self.data = data
@@ -423,3 +425,8 @@ class Pruning(keras.callbacks.Callback):
         """Steps of the whole run; `None` while unknown."""
         per_epoch = self._steps.per_epoch
         return None if per_epoch is None else self.params["epochs"] * per_epoch
+
+
+def _default_scope(pattern):
+    units = patterns.parse(pattern)
+    return "erk" if units.highest_sparsity == 1 else "layer"
