@@ -25,14 +25,16 @@ class LossGradients:
         model: Compiled `keras.Model`.
         data: `(x, y)` or `(x, y, sample_weight)` of arrays, or a batched, finite
             `tf.data.Dataset` of such tuples.
+        loss_of: Compiled model whose loss it is; `None`: the model's own.
 
     Raises:
         TypeError: If `data` are something else.
         ValueError: If they have no labels, no batch or no end.
     """
 
-    def __init__(self, model, data):
+    def __init__(self, model, data, loss_of=None):
         self.model = model
+        self.compiled = model if loss_of is None else loss_of
         self.data = _dataset(data)
         self._step = tf.function(self._compute, reduce_retracing=True)
         self._product = tf.function(self._multiply, reduce_retracing=True)
@@ -41,7 +43,7 @@ class LossGradients:
         """Mean gradients over all batches, a list of float32 arrays.
 
         Args:
-            variables: List of trainable `keras.Variable`.
+            variables: List of `keras.Variable`, trainable or not.
         """
         return self._mean(self._step, [v.value for v in variables])
 
@@ -64,7 +66,10 @@ class LossGradients:
         return self._mean(self._product, values, direction)
 
     def _mean(self, step, values, *arguments):
-        touched = [*self.model.non_trainable_variables, *self.model.metrics_variables]
+        touched = [
+            *self.model.non_trainable_variables,
+            *self.compiled.metrics_variables,
+        ]
         before = [v.numpy() for v in touched]
         try:
             return self._mean_over_batches(step, values, *arguments)
@@ -101,7 +106,9 @@ class LossGradients:
 
     def _compute(self, variables, x, y, sample_weight):
         with tf.GradientTape() as tape:
-            loss = self.model.compute_loss(
+            # Those of frozen layers are not watched by themselves.
+            tape.watch(variables)
+            loss = self.compiled.compute_loss(
                 x=x,
                 y=y,
                 y_pred=self.model(x, training=True),
@@ -109,7 +116,7 @@ class LossGradients:
                 training=True,
             )
             # In half precision gradients would vanish; what ranks does not mind.
-            loss = self.model.optimizer.scale_loss(loss)
+            loss = self.compiled.optimizer.scale_loss(loss)
         zero = tf.UnconnectedGradients.ZERO
         found = tape.gradient(loss, variables, unconnected_gradients=zero)
         return [tf.convert_to_tensor(g) for g in found]

@@ -229,6 +229,7 @@ _GRAPH_MACS = {
     "Conv3D": lambda op, i, o: math.prod(o) * math.prod(i[1][:-1]),
     "DepthwiseConv2dNative": lambda op, i, o: math.prod(o) * math.prod(i[1][:2]),
     "Conv2DBackpropInput": lambda op, i, o: math.prod(i[2]) * math.prod(i[1][:-1]),
+    "Conv3DBackpropInputV2": lambda op, i, o: math.prod(i[2]) * math.prod(i[1][:-1]),
     "MatMul": _matmul_macs,
     "BatchMatMulV2": _matmul_macs,
     "Einsum": _einsum_macs,

@@ -9,6 +9,7 @@ Example:
     ```
 """
 
+import numbers
 import pathlib
 import tempfile
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ import numpy as np
 
 from tfcompress.deploy.runtime import TFLiteRunner
 from tfcompress.deploy.tflite import export_tflite
+from tfcompress.measure import measure
 from tfcompress.passes.channel_budget import (
     check_amount,
     parameters,
     within_budget,
 )
 from tfcompress.passes.channel_choice import channels_of, choose_producers
-from tfcompress.passes.channel_plan import ChannelPlan
+from tfcompress.passes.channel_plan import ChannelPlan, tied_to_others
 from tfcompress.passes.channel_removal import carry_optimizer, remove_channels
 from tfcompress.passes.channel_scores import find_scores
 
@@ -54,8 +56,8 @@ def prune_channels(
 
     Args:
         model: Built `keras.Model`; nested models are inlined, a subclassed one becomes
-            functional, for which its `call` must consist of Keras layers and
-            `keras.ops`. It is left as it is.
+            functional, for which it must have a `get_config`, and its `call` consist of
+            Keras layers and `keras.ops`. It is left as it is.
         amount: Fraction of the channels to remove, in [0, 1). Every layer keeps one.
         budget: Instead of `amount`: dict of what the result may cost at most, and
             channels go until all of it holds. `"parameters"`, `"macs"` (of one
@@ -71,7 +73,7 @@ def prune_channels(
             With `data`: `"taylor"`, its weights times the gradients of the loss, of a
             compiled model; `"rank"` of its feature maps (HRank). Or a function from a
             float32 matrix `(weights of a channel, channels)` and the layer's name to a
-            score per channel.
+            score per channel, which is taken relative to the mean of its layer.
         round_to: Channels of a layer stay a multiple of it, if it has as many: 8 suits
             SIMD kernels and NPUs.
         data: Examples for `score`, `(x, y)` or a batched `tf.data.Dataset`.
@@ -80,7 +82,8 @@ def prune_channels(
         exclude: The same: these do not.
         rules: List of `tfc.Rule(match, amount=...)`: fractions of single layers.
         keep_optimizer: Whether to compile the result as the model was, with the state
-            that the optimizer has for what stays. Not for models with nested models.
+            that the optimizer has for what stays. Not for models with nested models,
+            nor for Adafactor, whose state has no channels.
         return_report: Whether to return a `ChannelReport` as well.
 
     Returns:
@@ -105,19 +108,24 @@ def prune_channels(
     _check_arguments(scope, round_to)
     channels = channels_of(model, verb="prune_channels")
     chosen = choose_producers(channels, include, exclude, rules)
-    scores = find_scores(channels, score, data)
+    scores = find_scores(channels, score, data, chosen=chosen, compiled=model)
     plan = ChannelPlan(channels, scores, chosen, scope, round_to)
     if budget is None:
         removed = plan.removed(amount)
     else:
-        removed = within_budget(plan, budget, lambda r: _latency_ms(channels, r))
+        removed = within_budget(
+            plan,
+            budget,
+            lambda removed: _latency_ms(channels, removed),
+            _uncounted_macs(plan) if "macs" in budget else 0,
+        )
     small, moved = remove_channels(channels, removed)
     if keep_optimizer:
-        _check_optimizer(model, channels)
+        _check_flat(model, channels)
         carry_optimizer(model, small, moved)
     if not return_report:
         return small
-    return small, _report(plan, removed)
+    return small, _report(plan, removed, chosen)
 
 
 @dataclass(frozen=True)
@@ -152,13 +160,20 @@ class ChannelReport:
         return "\n".join(rows)
 
 
-def _report(plan, removed):
+def _report(plan, removed, chosen):
     channels = plan.channels
+    tied = tied_to_others(channels, chosen)
     layers = []
     for producer in channels.producers:
         ids = producer.ids[: len(producer.ids) // producer.repeats]
-        why = "; ".join(dict.fromkeys(channels.kept_because(ids)))
-        layers.append((producer.name, len(ids), plan.counter(removed)(ids), why))
+        why = list(dict.fromkeys(channels.kept_because(ids)))
+        if not why and producer.name not in chosen:
+            why = ["not chosen"]
+        elif not why and tied[producer.name]:
+            why = [f"tied to {tied[producer.name]}, not chosen"]
+        layers.append(
+            (producer.name, len(ids), plan.counter(removed)(ids), "; ".join(why))
+        )
     nothing = np.zeros_like(removed)
     macs = plan.macs(nothing), plan.macs(removed)
     return ChannelReport(
@@ -177,20 +192,26 @@ def _latency_ms(channels, removed):
         return TFLiteRunner(path).latency_ms()
 
 
-def _check_optimizer(model, channels):
+def _uncounted_macs(plan):
+    """Work of operations that channels were not followed through."""
+    counted = plan.macs(np.zeros(plan.channels.group_count, bool))
+    if counted is None or not plan.channels.barriers:
+        return 0
+    whole = measure(plan.channels.graph.model).macs
+    return 0 if whole is None else whole - counted
+
+
+def _check_flat(model, channels):
     if channels.graph.model is not model:
         raise ValueError(
-            f"keep_optimizer: model {model.name!r} holds nested models, whose weights "
-            "get new places. Compile the result again instead."
-        )
-    if getattr(model, "optimizer", None) is None or not model.optimizer.built:
-        raise ValueError(
-            f"keep_optimizer: model {model.name!r} has no optimizer with a state."
+            f"keep_optimizer: model {model.name!r} holds nested models, or is "
+            "subclassed, so its weights get new places. Compile the result instead."
         )
 
 
 def _check_arguments(scope, round_to):
     if scope not in ("layer", "global"):
         raise ValueError(f"`scope` must be 'layer' or 'global'. Received: {scope!r}")
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+    whole = isinstance(round_to, numbers.Integral) and not isinstance(round_to, bool)
+    if not whole or round_to < 1:
         raise ValueError(f"`round_to` must be 1 or more. Received: {round_to}")

@@ -30,8 +30,9 @@ def _randomized(model):
 
 def _planned(model, amount=0.5, scope="layer", score="l2"):
     channels = find_channels(Graph(flatten(model)))
-    scores = find_scores(channels, score, None)
-    plan = ChannelPlan(channels, scores, choose_producers(channels), scope, 1)
+    chosen = choose_producers(channels)
+    scores = find_scores(channels, score, None, chosen=chosen, compiled=model)
+    plan = ChannelPlan(channels, scores, chosen, scope, 1)
     return plan, plan.removed(amount)
 
 
@@ -243,7 +244,9 @@ def test_taylor_scores_are_what_the_loss_changes_by():
     x = rng.normal(size=(8, 4, 4, 1)).astype("float32")
     y = rng.normal(size=(8, 4, 4, 1)).astype("float32")
     plan, _ = _planned(model)
-    scores = find_scores(plan.channels, "taylor", (x, y))
+    scores = find_scores(
+        plan.channels, "taylor", (x, y), chosen={"conv"}, compiled=model
+    )
     groups = plan.channels.groups(plan.channels.producers[0].ids)
     # The loss along w * (1 + t) of one filter, differentiated numerically.
     kernel = model.get_layer("conv").kernel

@@ -33,7 +33,9 @@ class ChannelPruning(keras.callbacks.Callback):
     step multiplies all their weights, made and read, by a factor that brings them to
     zero in equal steps if the loss does not object: a regularization that grows until
     nothing can resist it. Behind `end` they are zero and the rest trains on, so `cut`
-    changes nothing but the size. What is left of them is in the logs as
+    changes nothing but the size (and the statistics of layer, RMS and group
+    normalization, which are of what stays). Channels of frozen kernels, and those that
+    products sum over without a kernel, stay. What is left of them is in the logs as
     `channel_scale`, from 1 down to 0.
 
     With `sparsity_penalty`, up to `begin` each step also takes that share of the mean
@@ -149,7 +151,9 @@ class ChannelPruning(keras.callbacks.Callback):
             A new `keras.Model`; the trained one is left as it is.
 
         Raises:
-            RuntimeError: If no `fit` brought the channels to zero yet.
+            RuntimeError: If no `fit` brought the channels to zero yet, or another
+                callback brought them back.
+            ValueError: If the optimizer's state cannot be kept.
         """
         if self._removed is None or self._factor_now > 0:
             raise RuntimeError(
@@ -158,6 +162,7 @@ class ChannelPruning(keras.callbacks.Callback):
                 if self._removed is not None
                 else "There is nothing to cut: this callback has not been in a `fit`."
             )
+        self._check_zero()
         small, moved = remove_channels(self._plan.channels, self._removed)
         if keep_optimizer:
             carry_optimizer(self._plan.channels.graph.model, small, moved)
@@ -167,24 +172,32 @@ class ChannelPruning(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._steps = RunSteps(self.params.get("steps"))
+        self._find_ends()
         model = self.model.student if isinstance(self.model, Distiller) else self.model
         channels = channels_of(model, verb="ChannelPruning")
         if channels.graph.model is not model:
             raise ValueError(
                 f"Model {model.name!r} holds nested models, or is subclassed. Make it "
-                "flat first: tfc.fold(model), or tfc.prune_channels(model, 0.0)."
+                "flat first: tfc.fold(model) returns a flat one."
             )
-        chosen = choose_producers(channels, self.include, self.exclude, self.rules)
-        self._channels, self._chosen = channels, chosen
+        self._channels = channels
+        self._chosen = choose_producers(
+            channels, self.include, self.exclude, self.rules
+        )
         self._plan = self._removed = None
         self._factor_now = 1.0
         self._attach()
 
     def on_epoch_begin(self, epoch, logs=None):
         step = self._steps.begin_epoch(epoch)
-        self._find_ends(epoch)
         self._check_attached()
         self._advance(step)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # In force for the steps of this call alone: a `fit` that is interrupted leaves
+        # the constraints behind, and they must not go on.
+        now = int(self.model.optimizer.iterations)
+        self._until.assign(now + self._steps_a_call)
 
     def on_train_batch_end(self, batch, logs=None):
         self._advance(self._steps.end_batch(batch))
@@ -200,7 +213,8 @@ class ChannelPruning(keras.callbacks.Callback):
         for shrinking in self._shrinking:
             # An optimizer with `use_ema=True` has just overwritten the weights.
             if self._factor_now == 0:
-                shrinking.set_to_zero()
+                values = shrinking.variable.numpy()
+                shrinking.variable.assign(shrinking.zeroed(values))
             release(shrinking.variable)
         self._retrace()
 
@@ -213,6 +227,12 @@ class ChannelPruning(keras.callbacks.Callback):
             self._lasso = tf.Variable(
                 self.sparsity_penalty, trainable=False, name="channel_lasso"
             )
+            self._until = tf.Variable(0, trainable=False, dtype=tf.int64)
+            iterations = self.model.optimizer.iterations
+
+            def is_on():
+                return tf.cast(iterations.value, tf.int64) <= self._until
+
             self._shrinking = []
             made = {
                 id(p.variable): p.axis
@@ -224,7 +244,7 @@ class ChannelPruning(keras.callbacks.Callback):
                     release(weight.variable)
                     axis = made.get(id(weight.variable))
                     self._shrinking.append(
-                        _Shrinking(weight, self._factor, self._lasso, axis)
+                        _Shrinking(weight, self._factor, self._lasso, axis, is_on)
                     )
         self._retrace()
 
@@ -236,18 +256,26 @@ class ChannelPruning(keras.callbacks.Callback):
     def _check_attached(self):
         if any(s.variable.constraint is not s.constraint for s in self._shrinking):
             raise ValueError(
-                "Another callback took over the weights that ChannelPruning shrinks. "
-                "Use `Pruning` in a `fit` of its own, on the model that is cut."
+                "Another callback (`Pruning`, a second `ChannelPruning`) took over the "
+                "weights that this one shrinks. Give it a `fit` of its own, on the "
+                "model that is cut."
             )
 
-    def _find_ends(self, epoch):
-        if self._steps.per_epoch is None and None in (self.begin, self.end):
+    def _find_ends(self):
+        per_epoch, ahead = self._steps.per_epoch, self.model.steps_per_execution
+        if per_epoch is None and None in (self.begin, self.end):
             raise ValueError(
                 "ChannelPruning cannot tell how long this `fit` will be: the data set "
                 "is of unknown length. Pass `steps_per_epoch` to `fit`, or `begin` and "
                 "`end` here."
             )
-        total = self.params["epochs"] * (self._steps.per_epoch or 0)
+        if not isinstance(ahead, int):
+            raise ValueError(
+                "ChannelPruning must know how many steps a call makes. Compile with a "
+                f"number. Received: steps_per_execution={ahead!r}"
+            )
+        self._steps_a_call = ahead
+        total = self.params["epochs"] * (per_epoch or 0)
         self._begin = self.begin
         if self._begin is None:
             self._begin = total // 4 if self.sparsity_penalty else 0
@@ -261,7 +289,7 @@ class ChannelPruning(keras.callbacks.Callback):
             self._choose()
         if self._removed is None:
             return
-        ahead = int(getattr(self.model, "steps_per_execution", 1) or 1)
+        ahead = self._steps_a_call
         left = max(self._end - step, 0)
         after = max(left - ahead, 0)
         self._factor_now = after / (self._end - self._begin)
@@ -270,9 +298,20 @@ class ChannelPruning(keras.callbacks.Callback):
         self._factor.assign(factor)
 
     def _choose(self):
-        scores = find_scores(self._channels, self.score, self.data)
+        scores = find_scores(
+            self._channels,
+            self.score,
+            self.data,
+            chosen=self._chosen,
+            compiled=self.model,
+        )
         plan = ChannelPlan(
-            self._channels, scores, self._chosen, self.scope, self.round_to
+            self._channels,
+            scores,
+            self._chosen,
+            self.scope,
+            self.round_to,
+            kept=self._cannot_shrink(),
         )
         if self.budget is None:
             removed = plan.removed(self.amount)
@@ -283,11 +322,34 @@ class ChannelPruning(keras.callbacks.Callback):
         for shrinking in self._shrinking:
             shrinking.choose(removed, self._channels)
 
+    def _cannot_shrink(self):
+        """Groups that zeros in trainable weights would not silence."""
+        frozen = [
+            ids
+            for weight in self._channels.weights.values()
+            if not weight.variable.trainable and len(weight.axes) > 1
+            for ids in weight.axes
+            if ids is not None
+        ]
+        found = [self._channels.groups(ids) for ids in frozen + self._channels.summed]
+        return np.unique(np.concatenate(found)) if found else ()
+
+    def _check_zero(self):
+        for shrinking in self._shrinking:
+            values = shrinking.variable.numpy()
+            if np.any(values != shrinking.zeroed(values)):
+                raise RuntimeError(
+                    f"Weight {shrinking.variable.path!r} has values where channels "
+                    "were zero: something changed the weights after this callback, "
+                    "such as EarlyStopping(restore_best_weights=True). Put that before "
+                    "it in the list."
+                )
+
 
 class _Shrinking:
     """A weight, and which indices of its axes shrink."""
 
-    def __init__(self, weight, factor, lasso, made_axis):
+    def __init__(self, weight, factor, lasso, made_axis, is_on):
         self.variable = weight.variable
         self.weight = weight
         self.gone = [
@@ -295,7 +357,7 @@ class _Shrinking:
             for ids in weight.axes
         ]
         self.constraint = _Shrink(
-            self.variable.constraint, self.gone, factor, lasso, made_axis
+            self.variable.constraint, self.gone, factor, lasso, made_axis, is_on
         )
         self.variable.constraint = self.constraint
 
@@ -304,18 +366,20 @@ class _Shrinking:
             if ids is not None:
                 gone.assign(removed[channels.groups(ids)])
 
-    def set_to_zero(self):
-        values = self.variable.numpy()
+    def zeroed(self, values):
+        """Values with zeros for the channels that go."""
+        values = np.array(values)
         for axis, gone in enumerate(self.gone):
             if gone is not None:
                 np.moveaxis(values, axis, 0)[gone.numpy()] = 0
-        self.variable.assign(values)
+        return values
 
 
 class _Shrink(Project):
     """The user's constraint, if any, and then smaller channels."""
 
-    def __init__(self, inner, gone, factor, lasso, made_axis):
+    def __init__(self, inner, gone, factor, lasso, made_axis, is_on):
+        self.is_on = is_on
         self.inner = inner
         self.gone = gone
         self.factor = factor
@@ -324,13 +388,15 @@ class _Shrink(Project):
 
     def __call__(self, w):
         w = keras.ops.convert_to_tensor(w if self.inner is None else self.inner(w))
+        is_on = self.is_on()
+        factor = tf.cast(tf.where(is_on, self.factor, 1.0), w.dtype)
         for axis, gone in enumerate(self.gone):
             if gone is not None:
-                scale = tf.where(gone, tf.cast(self.factor, w.dtype), 1)
-                w *= _along(scale, axis, len(w.shape))
+                w *= _along(tf.where(gone, factor, 1), axis, len(w.shape))
         if self.made_axis is None:
             return w
-        return w * _along(self._proximal(w), self.made_axis, len(w.shape))
+        left = tf.where(is_on, self._proximal(w), 1)
+        return w * _along(left, self.made_axis, len(w.shape))
 
     def _proximal(self, w):
         """What group lasso leaves of each channel."""

@@ -12,7 +12,7 @@ from keras import layers
 
 from tfcompress.graph import channel_weights
 from tfcompress.graph.channel_weights import is_elementwise, only_channels
-from tfcompress.graph.channels import Channels, NotFollowedError, operands
+from tfcompress.graph.channels import KEPT, Channels, NotFollowedError
 
 
 def find_channels(graph):
@@ -31,13 +31,22 @@ def rule_of(operation):
         return None
 
     def apply(channels, call):
-        inputs = [channels.axes_of(t) for t in call.input_tensors]
-        return rule(channels, operation, call, *inputs)
+        if getattr(operation, "lora_enabled", False) or (
+            getattr(operation, "quantization_mode", None) is not None
+        ):
+            raise NotFollowedError("LoRA or Keras' own quantization is in it")
+        return rule(channels, operation, call, *call.inputs)
 
     return apply
 
 
 def _same(channels, operation, call, x, *others):
+    # A constant for each channel would have to lose some, too.
+    constants = [getattr(operation, name, None) for name in ("x_min", "x_max")]
+    if getattr(operation, "noise_shape", None) is not None or any(
+        np.ndim(value) for value in constants
+    ):
+        channels.keep(x, f"{operation.name!r} has a setting for each")
     return x
 
 
@@ -49,7 +58,7 @@ def _activation(channels, layer, call, x):
     raise NotFollowedError("its activation may mix channels")
 
 
-def _softmax(channels, operation, call, x, *mask):
+def _softmax(channels, operation, call, x):
     axis = operation.axis
     axes = list(range(len(x))) if axis is None else np.ravel(axis).tolist()
     return _softmax_along(channels, operation, x, axes)
@@ -81,6 +90,8 @@ def _rescaling(channels, layer, call, x):
 
 def _normalization(channels, layer, call, x):
     channels.keep(x, f"{layer.name!r} has statistics for each")
+    for variable in layer.variables:
+        channels.weight(variable, *[None] * len(variable.shape))
     return x
 
 
@@ -90,69 +101,58 @@ def _repeat_vector(channels, layer, call, x):
 
 def _broadcast(channels, operation, call, *inputs):
     """Operations on values at equal places, with broadcasting."""
-    shape = call.outputs[0].shape
-    given = [(np.shape(v), channels.axes_of(v)) for v in operands(call)]
-    because = f"{operation.name!r} joins them"
+    shape = call.output_shapes[0]
     found = []
     for axis in range(-len(shape), 0):
-        here = [
-            axes[axis]
-            for sizes, axes in given
-            if len(sizes) >= -axis and not (sizes[axis] == 1 and shape[axis] != 1)
-        ]
-        for other in here[1:]:
-            channels.tie(here[0], other, because)
-        found.append(here[0])
+        here = _not_broadcast(call, axis, shape[axis])
+        found.append(_tied(channels, operation, here))
     return tuple(found)
 
 
 def _concatenate(channels, operation, call, *inputs):
-    return _joined(channels, operation, call, inputs, operation.axis)
-
-
-def _joined(channels, operation, call, inputs, axis):
-    axis %= len(inputs[0])
+    shapes, parts = zip(*call.operands, strict=True)
+    along = operation.axis % len(shapes[0])
     found = []
-    for place, column in enumerate(zip(*inputs, strict=True)):
-        if place != axis:
-            for other in column[1:]:
-                channels.tie(column[0], other, f"{operation.name!r} joins them")
-            found.append(column[0])
+    for axis, column in enumerate(zip(*parts, strict=True)):
+        if axis != along:
+            found.append(_tied(channels, operation, column))
         elif all(ids is None for ids in column):
             found.append(None)
         else:
-            found.append(np.concatenate(_with_kept(column, call, place)))
+            # Ids of a part that stays whole are those of what stays.
+            ids = [
+                np.full(shape[axis], KEPT) if ids is None else ids
+                for ids, shape in zip(column, shapes, strict=True)
+            ]
+            found.append(np.concatenate(ids))
     return tuple(found)
-
-
-def _with_kept(column, call, axis):
-    """Ids of parts of an axis; those of parts that stay whole are 0."""
-    return [
-        np.zeros(t.shape[axis], int) if ids is None else ids
-        for ids, t in zip(column, call.input_tensors, strict=True)
-    ]
 
 
 def _stack(channels, operation, call, *inputs):
-    for column in zip(*inputs, strict=True):
-        for other in column[1:]:
-            channels.tie(column[0], other, f"{operation.name!r} stacks them")
-    found = list(inputs[0])
+    _, parts = zip(*call.operands, strict=True)
+    found = [_tied(channels, operation, c) for c in zip(*parts, strict=True)]
     found.insert(operation.axis % (len(found) + 1), None)
     return tuple(found)
+
+
+def _tied(channels, operation, column):
+    """Ids of an axis of several operands, tied."""
+    for other in column[1:]:
+        channels.tie(column[0], other, f"{operation.name!r} joins them")
+    return column[0]
 
 
 def _unstack(channels, operation, call, x):
     axis = operation.axis % len(x)
     channels.keep([x[axis]], f"{operation.name!r} takes them apart")
     found = tuple(ids for i, ids in enumerate(x) if i != axis)
-    return [found] * len(call.outputs)
+    return [found] * len(call.output_shapes)
 
 
 def _split(channels, operation, call, x):
     axis = operation.axis % len(x)
-    sizes = [t.shape[axis] for t in call.outputs]
-    if x[axis] is None:
+    sizes = [shape[axis] for shape in call.output_shapes]
+    if x[axis] is None or len(sizes) == 1:
         return [x] * len(sizes)
     parts = np.split(x[axis], np.cumsum(sizes)[:-1])
 
@@ -179,24 +179,25 @@ def _swap(channels, operation, call, x):
 
 
 def _move(channels, operation, call, x):
-    order = np.moveaxis(
-        np.empty([2 + i for i in range(len(x))]),
-        operation.source,
-        operation.destination,
-    ).shape
-    return tuple(x[size - 2] for size in order)
+    rank = len(x)
+    source = [axis % rank for axis in np.ravel(operation.source)]
+    target = [axis % rank for axis in np.ravel(operation.destination)]
+    order = [axis for axis in range(rank) if axis not in source]
+    for place, axis in sorted(zip(target, source, strict=True)):
+        order.insert(place, axis)
+    return tuple(x[axis] for axis in order)
 
 
 def _expand(channels, operation, call, x):
     found = list(x)
-    rank = len(call.outputs[0].shape)
+    rank = len(call.output_shapes[0])
     for axis in sorted(a % rank for a in np.ravel(operation.axis)):
         found.insert(axis, None)
     return tuple(found)
 
 
 def _squeeze(channels, operation, call, x):
-    shape = call.input_tensors[0].shape
+    shape = call.input_shapes[0]
     axes = operation.axis
     if axes is None:
         axes = [i for i, size in enumerate(shape) if size == 1]
@@ -241,7 +242,8 @@ def _get_item(channels, operation, call, x):
 
 
 def _pad(channels, operation, call, x):
-    padded = [max(pair) > 0 for pair in operation.pad_width]
+    pairs = np.broadcast_to(operation.pad_width, (len(x), 2))
+    padded = [max(pair) > 0 for pair in pairs]
     channels.keep(
         [ids for ids, wider in zip(x, padded, strict=True) if wider],
         f"{operation.name!r} pads along them",
@@ -254,17 +256,25 @@ def _matmul(channels, operation, call, *inputs):
         raise NotFollowedError("a product with a vector or a constant")
     first, second = inputs
     channels.tie(first[-1], second[-2], f"{operation.name!r} sums over them")
-    batch = []
-    for axis in range(-max(len(first), len(second)), -2):
-        here = [x[axis] for x in inputs if len(x) >= -axis]
-        for other in here[1:]:
-            channels.tie(here[0], other, f"{operation.name!r} pairs them")
-        batch.append(here[0])
+    channels.summed += [first[-1]] if first[-1] is not None else []
+    shape = call.output_shapes[0]
+    batch = [
+        _tied(channels, operation, _not_broadcast(call, axis, shape[axis]))
+        for axis in range(-len(shape), -2)
+    ]
     found = (*batch, first[-2], second[-1])
-    shape = call.outputs[0].shape
-    summed = call.input_tensors[0].shape[-1]
+    summed = call.input_shapes[0][-1]
     channels.cost((*shape[1:], summed), (*found[1:], first[-1]))
     return found
+
+
+def _not_broadcast(call, axis, size):
+    """Ids of an axis in the operands that have it, and not in size 1 for another."""
+    return [
+        axes[axis]
+        for shape, axes in call.operands
+        if len(shape) >= -axis and not (shape[axis] == 1 and size != 1)
+    ]
 
 
 def _einsum(channels, operation, call, *inputs):
@@ -273,13 +283,18 @@ def _einsum(channels, operation, call, *inputs):
     if not outputs or "." in operation.subscripts or len(terms) != len(inputs):
         raise NotFollowedError("an einsum with dots, constants or no output term")
     ids, sizes = {}, {}
-    for term, axes, tensor in zip(terms, inputs, call.input_tensors, strict=True):
-        for letter, one, size in zip(term, axes, tensor.shape, strict=True):
+    for term, axes, shape in zip(terms, inputs, call.input_shapes, strict=True):
+        for letter, one, size in zip(term, axes, shape, strict=True):
             if letter in ids:
                 because = f"{operation.name!r} pairs them"
                 channels.tie(ids[letter], one, because)
             ids.setdefault(letter, one)
             sizes.setdefault(letter, size)
+    channels.summed += [
+        found
+        for letter, found in ids.items()
+        if letter not in outputs and found is not None
+    ]
     counted = [letter for letter in ids if letter != terms[0][0]]
     channels.cost(
         [sizes[letter] for letter in counted], [ids[letter] for letter in counted]
@@ -290,13 +305,13 @@ def _einsum(channels, operation, call, *inputs):
 def _flatten(channels, layer, call, x):
     if getattr(layer, "data_format", None) == "channels_first" and len(x) > 2:
         x = (x[0], *x[2:], x[1])
-        shape = call.input_tensors[0].shape
+        shape = call.input_shapes[0]
         return _reshaped(channels, layer, x, (shape[0], *shape[2:], shape[1]), call)
-    return _reshaped(channels, layer, x, call.input_tensors[0].shape, call)
+    return _reshaped(channels, layer, x, call.input_shapes[0], call)
 
 
 def _reshape(channels, operation, call, x):
-    found = _reshaped(channels, operation, x, call.input_tensors[0].shape, call)
+    found = _reshaped(channels, operation, x, call.input_shapes[0], call)
     name = "target_shape" if isinstance(operation, layers.Reshape) else "newshape"
     before = list(np.ravel(getattr(operation, name)))
     axes = found[len(found) - len(before) :]
@@ -314,32 +329,30 @@ def _reshape(channels, operation, call, x):
 
 def _reshaped(channels, operation, x, old, call):
     """Ids of the axes after a reshape, block by block of axes with equal products."""
-    new = call.outputs[0].shape
+    new = call.output_shapes[0]
+    same = 0
+    # From the end, so that unknown sizes before it do not matter.
+    while same < min(len(old), len(new)) and old[-1 - same] == new[-1 - same]:
+        same += 1
+    tail = x[len(x) - same :]
+    x, old, new = x[: len(x) - same], old[: len(old) - same], new[: len(new) - same]
     if all(ids is None for ids in x):
-        return (None,) * len(new)
-    old, new = _without_unknowns(old, new)
+        return (*[None] * len(new), *tail)
+    # The batch in front is nobody's business.
+    if old[:1] == new[:1]:
+        x, old, new = x[1:], old[1:], new[1:]
+        tail, head = (*tail,), (None,)
+    else:
+        head = ()
+    if None in old or None in new:
+        raise NotFollowedError("a reshape between sizes that are not known")
     found, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         ends = _block(old, new, i, j)
         ids = _merged(channels, operation, x[i : ends[0]], old[i : ends[0]])
         found += _divided(channels, operation, ids, new[j : ends[1]])
         i, j = ends
-    return tuple(found)
-
-
-def _without_unknowns(old, new):
-    """Shapes with each unknown size replaced by a prime of its own."""
-    unknown = [n for n in old if n is None], [n for n in new if n is None]
-    if len(unknown[0]) != len(unknown[1]):
-        raise NotFollowedError("a reshape between unknown sizes")
-    primes = (1_000_003, 1_000_033, 1_000_037, 1_000_039)
-    result = []
-    for shape in (old, new):
-        free = iter(primes)
-        result.append([next(free) if n is None else n for n in shape])
-    if math.prod(result[0]) != math.prod(result[1]):
-        raise NotFollowedError("a reshape between unknown sizes")
-    return result
+    return (*head, *found, *tail)
 
 
 def _block(old, new, i, j):

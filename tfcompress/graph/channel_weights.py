@@ -5,6 +5,7 @@ of the inputs' axes, records the layer's weights, and returns the ids of the out
 axes (a tuple, or a list of them for several outputs).
 """
 
+import dataclasses
 import math
 import re
 
@@ -25,11 +26,11 @@ ELEMENTWISE_ACTIVATIONS = frozenset(
 
 def keep_unless_elementwise(channels, layer, axes):
     """Keeps channels that an activation mixes (softmax), or may mix (a custom one)."""
-    activation = getattr(layer, "activation", None)
-    if activation is None or is_elementwise(activation):
-        return
-    name = getattr(activation, "__name__", type(activation).__name__)
-    channels.keep(axes, f"activation {name!r} of {layer.name!r} may mix them")
+    for kind in ("activation", "recurrent_activation"):
+        activation = getattr(layer, kind, None)
+        if activation is not None and not is_elementwise(activation):
+            name = getattr(activation, "__name__", type(activation).__name__)
+            channels.keep(axes, f"activation {name!r} of {layer.name!r} may mix them")
 
 
 def is_elementwise(activation):
@@ -62,7 +63,7 @@ def _with_channels(rank, axis, ids):
 
 def _positions(call, axis):
     """Shape of an output without its batch and channels."""
-    shape = call.outputs[0].shape
+    shape = call.output_shapes[0]
     return [n for i, n in enumerate(shape) if i not in (0, axis % len(shape))]
 
 
@@ -76,7 +77,7 @@ def _dense(channels, layer, call, x):
         (*_positions(call, -1), *kernel.shape),
         (*[None] * (len(x) - 2), x[-1], out),
     )
-    channels.producer(layer.name, kernel, 1, out, call.outputs[0])
+    channels.producer(call.name, kernel, 1, out, call.output)
     keep_unless_elementwise(channels, layer, (out,))
     return (*x[:-1], out)
 
@@ -98,18 +99,18 @@ def _einsum_dense(channels, layer, call, x):
         channels.setting(layer, "output_shape", _resized_output(layer, found))
     summed = [letter for letter in weight if letter not in outputs]
     channels.cost(
-        (*call.outputs[0].shape[1:], *map(sizes.get, summed)),
+        (*call.output_shapes[0][1:], *map(sizes.get, summed)),
         (*found[1:], *map(ids.get, summed)),
     )
     for letter in made:
-        name = layer.name if len(made) == 1 else f"{layer.name}/{letter}"
+        name = call.name if len(made) == 1 else f"{call.name}/{letter}"
         place = outputs.index(letter) - len(outputs)
         channels.producer(
             name,
             layer.kernel,
             weight.index(letter),
             ids[letter],
-            call.outputs[0],
+            call.output,
             place,
         )
     keep_unless_elementwise(channels, layer, found)
@@ -176,7 +177,7 @@ def _conv(channels, layer, call, x):
         (*positions, *kernel.shape), (*[None] * len(positions), *spatial, used, out)
     )
     channels.producer(
-        layer.name, kernel, kernel.ndim - 1, out, call.outputs[0], axis - len(x)
+        call.name, kernel, kernel.ndim - 1, out, call.output, axis - len(x)
     )
     keep_unless_elementwise(channels, layer, (out,))
     return _with_channels(len(x), axis, out)
@@ -190,14 +191,12 @@ def _conv_transpose(channels, layer, call, x):
     channels.weight(kernel, *spatial, out, given)
     channels.weight(layer.bias, out)
     channels.setting(layer, "filters", out)
-    positions = [
-        n for i, n in enumerate(call.input_tensors[0].shape) if i not in (0, axis)
-    ]
+    positions = [n for i, n in enumerate(call.input_shapes[0]) if i not in (0, axis)]
     channels.cost(
         (*positions, *kernel.shape), (*[None] * len(positions), *spatial, out, given)
     )
     channels.producer(
-        layer.name, kernel, kernel.ndim - 2, out, call.outputs[0], axis - len(x)
+        call.name, kernel, kernel.ndim - 2, out, call.output, axis - len(x)
     )
     keep_unless_elementwise(channels, layer, (out,))
     return _with_channels(len(x), axis, out)
@@ -235,7 +234,7 @@ def _separable(channels, layer, call, x):
     channels.cost((*positions, *depthwise.shape), (*ahead, *spatial, given, None))
     channels.cost((*positions, *pointwise.shape), (*ahead, *spatial, middle, out))
     channels.producer(
-        layer.name, pointwise, pointwise.ndim - 1, out, call.outputs[0], axis - len(x)
+        call.name, pointwise, pointwise.ndim - 1, out, call.output, axis - len(x)
     )
     keep_unless_elementwise(channels, layer, (out,))
     return _with_channels(len(x), axis, out)
@@ -243,16 +242,17 @@ def _separable(channels, layer, call, x):
 
 def _batch_norm(channels, layer, call, x):
     ids = x[layer.axis]
-    channels.weight(layer.gamma, ids, is_scale=True)
-    for variable in (layer.beta, layer.moving_mean, layer.moving_variance):
-        channels.weight(variable, ids)
+    channels.weight(layer.gamma, ids, kind="scale")
+    channels.weight(layer.beta, ids)
+    for variable in (layer.moving_mean, layer.moving_variance):
+        channels.weight(variable, ids, kind="statistic")
     return x
 
 
 def _layer_norm(channels, layer, call, x):
     # Mean and variance are of what stays.
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-    ids = [x[axis] for axis in sorted(axis % len(x) for axis in axes)]
+    ids = [x[axis] for axis in axes]
     for name in ("gamma", "beta", "scale"):
         variable = getattr(layer, name, None)
         if isinstance(variable, keras.Variable):
@@ -262,15 +262,14 @@ def _layer_norm(channels, layer, call, x):
 
 def _group_norm(channels, layer, call, x):
     ids = x[layer.axis]
-    if ids is None:
-        return x
-    groups = len(ids) if layer.groups == -1 else layer.groups
-    each = len(ids) // groups
-    because = f"{layer.name!r} has {groups} groups, which stay equal"
-    if each > 1:
-        channels.tie_axes(ids, (groups, each), 1, because)
-    elif layer.groups != -1:
-        channels.setting(layer, "groups", ids)
+    if ids is not None:
+        groups = len(ids) if layer.groups == -1 else layer.groups
+        each = len(ids) // groups
+        because = f"{layer.name!r} has {groups} groups, which stay equal"
+        if each > 1:
+            channels.tie_axes(ids, (groups, each), 1, because)
+        elif layer.groups != -1:
+            channels.setting(layer, "groups", ids)
     channels.weight(layer.gamma, ids)
     channels.weight(layer.beta, ids)
     return x
@@ -299,27 +298,24 @@ def _embedding(channels, layer, call, x):
     out = channels.new((id(layer), "out"), layer.output_dim)
     channels.weight(layer._embeddings, None, out)
     channels.setting(layer, "output_dim", out)
-    channels.producer(layer.name, layer._embeddings, 1, out, call.outputs[0])
+    channels.producer(call.name, layer._embeddings, 1, out, call.output)
     return (*[None] * len(x), out)
 
 
 def _attention(channels, layer, call, *inputs):
-    names = ("query", "value", "key")
-    given = dict(zip(names, call.arguments.args, strict=False))
-    given |= {n: t for n, t in call.arguments.kwargs.items() if n in names}
-    extra = [t for t in call.input_tensors if all(t is not g for g in given.values())]
-    for tensor in extra:
-        channels.keep(channels.axes_of(tensor), f"{layer.name!r} reads them as a mask")
-    axes = {n: channels.axes_of(t) for n, t in given.items() if t is not None}
+    axes = {name: channels.axes_of(tensor) for name, tensor in call.named.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in call.named.items()}
     axes.setdefault("key", axes["value"])
+    output = layer.output_dense
+    if set(axes) != {"query", "value", "key"} or output.kernel.ndim != 3:
+        raise NotFollowedError("attention with other inputs or outputs than usual")
     for x in axes.values():
         channels.keep(x[:-1], f"{layer.name!r} attends along them")
     heads = channels.new((id(layer), "heads"), layer.num_heads)
-    parts = {n: getattr(layer, f"{n}_dense") for n in names}
-    output = layer.output_dense
     out = channels.new((id(layer), "out"), output.kernel.shape[-1])
-    target = _sequence(given["query"])
-    source = _sequence(given["value"])
+    parts = {name: getattr(layer, f"{name}_dense") for name in axes}
+    target = _product(shapes["query"][1:-1])
+    source = _product(shapes["value"][1:-1])
     for name, part in parts.items():
         channels.weight(part.kernel, axes[name][-1], heads, None)
         channels.weight(part.bias, heads, None)
@@ -328,40 +324,39 @@ def _attention(channels, layer, call, *inputs):
             (positions, *part.kernel.shape), (None, axes[name][-1], heads, None)
         )
         channels.producer(
-            f"{layer.name}/heads/{name}", part.kernel, 1, heads, rounded=False
+            f"{call.name}/heads/{name}", part.kernel, 1, heads, rounded=False
         )
     channels.weight(output.kernel, heads, None, out)
     channels.weight(output.bias, out)
-    channels.producer(layer.name, output.kernel, 2, out, call.outputs[0])
+    channels.producer(call.name, output.kernel, 2, out, call.output)
     channels.cost((target, *output.kernel.shape), (None, heads, None, out))
+    attended = [shapes["value"][axis] for axis in layer._attention_axes]
     for part in ("key", "value"):
-        size = parts[part].kernel.shape[-1]
-        channels.cost(
-            (target, source, size, layer.num_heads), (None, None, None, heads)
-        )
+        sizes = (target, *attended, *parts[part].kernel.shape[1:])
+        channels.cost(sizes, (None, *[None] * len(attended), heads, None))
     channels.setting(layer, "num_heads", heads)
     channels.setting(layer, "output_shape", lambda count: (count(out),))
     found = [(*[None] * (len(axes["query"]) - 1), out)]
-    if len(call.outputs) == 2:
-        found.append((None, heads, *[None] * (len(call.outputs[1].shape) - 2)))
+    if len(call.output_shapes) == 2:
+        found.append((None, heads, *[None] * (len(call.output_shapes[1]) - 2)))
     return found
 
 
-def _sequence(tensor):
-    """Number of positions of a sequence; `None` if it is not known."""
-    sizes = tensor.shape[1:-1]
+def _product(sizes):
+    """Number of positions; `None` if it is not known."""
     return None if None in sizes else math.prod(sizes)
 
 
 def _dot_attention(channels, layer, call, *inputs):
-    if len(inputs) > 3 or len(call.outputs) > 1:
-        raise NotFollowedError("attention with masks or several outputs")
+    if len(call.output_shapes) > 1 or layer.score_mode != "dot":
+        raise NotFollowedError("attention with several outputs or additive scores")
     query, value = inputs[:2]
     key = inputs[2] if len(inputs) == 3 else value
     for x in inputs:
         channels.keep(x[:-1], f"{layer.name!r} attends along them")
     channels.tie(query[-1], key[-1], f"{layer.name!r} multiplies queries and keys")
-    shapes = [t.shape for t in call.input_tensors]
+    channels.summed += [query[-1]] if query[-1] is not None else []
+    shapes = call.input_shapes
     lengths = (shapes[0][1], shapes[1][1])
     channels.cost((*lengths, shapes[0][-1]), (None, None, query[-1]))
     channels.cost((*lengths, shapes[1][-1]), (None, None, value[-1]))
@@ -378,10 +373,10 @@ def _recurrent(channels, layer, call, x, *states):
     units = _units(channels, layer, call, x[-1])
     for state in states:
         channels.tie(units, state[-1], f"{layer.name!r} starts from them")
-    return [(*[None] * (len(t.shape) - 1), units) for t in call.outputs]
+    return [(*[None] * (len(shape) - 1), units) for shape in call.output_shapes]
 
 
-def _units(channels, layer, call, given):
+def _units(channels, layer, call, given, part=""):
     """Records the weights of a recurrent layer; ids of its units."""
     gates = _GATES[type(layer)]
     cell = layer.cell
@@ -392,24 +387,28 @@ def _units(channels, layer, call, given):
     if cell.bias is not None:
         channels.weight(cell.bias, *[None] * (len(cell.bias.shape) - 1), tiled)
     channels.setting(layer, "units", units)
-    steps = call.input_tensors[0].shape[1]
+    keep_unless_elementwise(channels, layer, (units,))
+    steps = call.input_shapes[0][1]
     channels.cost((steps, *cell.kernel.shape), (None, given, tiled))
     channels.cost((steps, *cell.recurrent_kernel.shape), (None, units, tiled))
-    channels.producer(layer.name, cell.kernel, 1, tiled, repeats=gates)
+    channels.producer(call.name + part, cell.kernel, 1, tiled, repeats=gates)
     return units
 
 
 def _bidirectional(channels, layer, call, x, *states):
     forward, backward = layer.forward_layer, layer.backward_layer
     known = type(forward) in _GATES and type(backward) in _GATES
-    if states or not known or len(call.outputs) > 1 or forward.stateful:
+    if states or not known or len(call.output_shapes) > 1 or forward.stateful:
         raise NotFollowedError("only LSTM, GRU and SimpleRNN without states are")
     channels.keep(x[:-1], f"{layer.name!r} steps along them")
-    units = [_units(channels, part, call, x[-1]) for part in (forward, backward)]
+    units = [
+        _units(channels, layer, call, x[-1], f"/{name}")
+        for name, layer in (("forward", forward), ("backward", backward))
+    ]
     # Keras takes it for granted that both directions have as many.
     channels.tie(*units, f"{layer.name!r} has two directions of one size")
     joined = np.concatenate(units) if layer.merge_mode == "concat" else units[0]
-    return (*[None] * (len(call.outputs[0].shape) - 1), joined)
+    return (*[None] * (len(call.output_shapes[0]) - 1), joined)
 
 
 def _time_distributed(channels, layer, call, x):
@@ -417,8 +416,22 @@ def _time_distributed(channels, layer, call, x):
     if rule is None or type(layer.layer) in (*_GATES, layers.Bidirectional):
         raise NotFollowedError(f"{type(layer.layer).__name__} in it is not known")
     channels.keep(x[1:2], f"{layer.name!r} steps along them")
-    found = rule(channels, layer.layer, call, (x[0], *x[2:]))
-    return (x[0], None, *found[1:])
+    x = (x[0], *x[2:])
+    inner = dataclasses.replace(
+        call,
+        inputs=[x],
+        input_shapes=[_without_steps(call.input_shapes[0])],
+        operands=[(_without_steps(call.input_shapes[0]), x)],
+        outputs=[],
+        output_shapes=[_without_steps(call.output_shapes[0])],
+    )
+    with channels.repeated(call.input_shapes[0][1]):
+        found = rule(channels, layer.layer, inner, x)
+    return (found[0], None, *found[1:])
+
+
+def _without_steps(shape):
+    return (shape[0], *shape[2:])
 
 
 LAYERS = {

@@ -16,6 +16,8 @@ Reference:
     Fang et al., "DepGraph: Towards Any Structural Pruning", 2023. arXiv:2301.12900
 """
 
+import contextlib
+import inspect
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,12 +66,12 @@ class Weight:
     Attributes:
         variable: The `keras.Variable`.
         axes: Ids of each axis, or `None`.
-        is_scale: Whether it is the scale of a batch normalization.
+        kind: `"scale"` or `"statistic"` of a batch normalization, else "".
     """
 
     variable: Any
     axes: tuple
-    is_scale: bool = False
+    kind: str = ""
 
 
 @dataclass
@@ -96,7 +98,8 @@ class Channels:
     Attributes:
         graph: The graph.
         producers: List of `Producer`.
-        weights: Dict from `id(variable)` to `Weight`: those with an axis of channels.
+        weights: Dict from `id(variable)` to `Weight`, of all layers that are known.
+        summed: List of ids that are summed over without a weight that reads them.
         settings: Dict from `id(operation)` to a dict from the name of a setting to a
             function from "how many of these ids stay" to the setting's new value.
         costs: List of `Cost`, whose sum is the model's multiply-accumulates for one
@@ -108,6 +111,7 @@ class Channels:
         self.graph = graph
         self.producers = []
         self.weights = {}
+        self.summed = []
         self.settings = {}
         self.costs = []
         self.barriers = {}
@@ -115,6 +119,8 @@ class Channels:
         self._ties = []
         self._made = {}
         self._kept_because = []
+        self._first_outputs = {}
+        self._repeats = 1
         self._axes = {id(t): (None,) * len(t.shape) for t in graph.inputs}
         for call in graph.calls:
             self._follow(call, rule_of(call.operation))
@@ -135,6 +141,8 @@ class Channels:
         """Ties two axes index by index; if one stays whole, so does the other."""
         if first is None or second is None:
             self.keep((first, second), because)
+        elif len(first) != len(second):
+            raise NotFollowedError(f"axes of {len(first)} and {len(second)} channels")
         else:
             self._ties.append((first, second))
 
@@ -155,17 +163,22 @@ class Channels:
         for ids in axes:
             if ids is not None:
                 self._ties.append((ids, np.full_like(ids, KEPT)))
-                self._kept_because.append((ids, because))
+                self._kept_because.append((frozenset(ids.tolist()), because))
 
-    def weight(self, variable, *axes, is_scale=False):
+    def weight(self, variable, *axes, kind=""):
         """Records the ids of a weight's axes; ties them if it had others before."""
         if variable is None:
             return
-        axes = tuple(axes)
+        sizes = [None if ids is None else len(ids) for ids in axes]
+        if len(axes) != len(variable.shape) or any(
+            n not in (None, size) for n, size in zip(sizes, variable.shape, strict=True)
+        ):
+            raise NotFollowedError(
+                f"weight {variable.name!r} has the unexpected shape {variable.shape}"
+            )
         before = self.weights.get(id(variable))
         if before is None:
-            if any(ids is not None for ids in axes):
-                self.weights[id(variable)] = Weight(variable, axes, is_scale)
+            self.weights[id(variable)] = Weight(variable, tuple(axes), kind)
             return
         for old, ids in zip(before.axes, axes, strict=True):
             if old is not None or ids is not None:
@@ -198,11 +211,20 @@ class Channels:
 
     def cost(self, shape, axes):
         """Records a product over axes of `shape`, of which some have ids."""
-        fixed = 1
+        fixed = self._repeats
         for size, ids in zip(shape, axes, strict=True):
             if ids is None:
                 fixed = None if None in (fixed, size) else fixed * int(size)
         self.costs.append(Cost(fixed, [ids for ids in axes if ids is not None]))
+
+    @contextlib.contextmanager
+    def repeated(self, times):
+        """Within, each cost counts so often; `None` if that is not known."""
+        before, self._repeats = self._repeats, times
+        try:
+            yield
+        finally:
+            self._repeats = before
 
     def axes_of(self, tensor):
         """Ids of each axis of a tensor; a constant has none."""
@@ -226,8 +248,14 @@ class Channels:
             return []
         # Ids tied to these by some way; what reached 0 first is not on record.
         mine = set(np.asarray(ids).ravel())
-        direct = [why for kept, why in self._kept_because if mine & set(kept)]
+        direct = [why for kept, why in self._kept_because if mine & kept]
         return direct or ["they are tied to channels that stay"]
+
+    def arrays(self):
+        """The id arrays of all axes of tensors and weights, each once."""
+        found = [ids for axes in self._axes.values() for ids in axes]
+        found += [ids for weight in self.weights.values() for ids in weight.axes]
+        return list({id(ids): ids for ids in found if ids is not None}.values())
 
     def macs(self, count):
         """Multiply-accumulates of one example; `None` if a shape is not known.
@@ -249,28 +277,134 @@ class Channels:
                 raise NotFollowedError(
                     f"{type(operation).__name__} is not an operation that is known"
                 )
-            found = rule(self, call)
-        except NotFollowedError as err:
-            self.barriers[operation.name] = str(err)
-            because = f"{operation.name!r} reads or makes them: {err}"
-            for tensor in call.input_tensors:
-                self.keep(self.axes_of(tensor), because)
-            found = [(None,) * len(t.shape) for t in call.outputs]
-        found = [found] if isinstance(found, tuple) else found
+            found = rule(self, SeenCall.of(self, call))
+            found = [found] if isinstance(found, tuple) else list(found)
+            self._check(operation, call.outputs, found)
+        except Exception as err:
+            found = self._stop_at(call, err)
         for tensor, axes in zip(call.outputs, found, strict=True):
-            _check(call, tensor, axes)
             self._axes[id(tensor)] = tuple(axes)
+        self._tie_calls(operation, found)
+
+    def _stop_at(self, call, err):
+        """Keeps all that an operation touches, and says so; ids of its outputs."""
+        operation = call.operation
+        # A rule that does not fit a call is as good as none; the report names it.
+        known = isinstance(err, NotFollowedError)
+        why = str(err) if known else f"{type(err).__name__}: {err}"
+        self.barriers[operation.name] = why
+        because = f"{operation.name!r} reads or makes them: {why}"
+        for tensor in call.input_tensors:
+            self.keep(self.axes_of(tensor), because)
+        for variable in getattr(operation, "variables", ()):
+            weight = self.weights.get(id(variable))
+            if weight is not None:
+                self.keep(weight.axes, because)
+        return [(None,) * len(t.shape) for t in call.outputs]
+
+    def _check(self, operation, tensors, found):
+        """Raises if a rule forgot a weight, or gives ids that do not fit."""
+        for variable in getattr(operation, "variables", ()):
+            if id(variable) not in self.weights and "float" in str(variable.dtype):
+                raise NotFollowedError(f"weight {variable.path!r} is not known")
+        for tensor, axes in zip(tensors, found, strict=True):
+            sizes = [None if ids is None else len(ids) for ids in axes]
+            fits = len(sizes) == len(tensor.shape) and all(
+                n is None or n == size
+                for n, size in zip(sizes, tensor.shape, strict=True)
+            )
+            if not fits:
+                raise NotFollowedError(f"channels {sizes} in shape {tensor.shape}")
+
+    def _tie_calls(self, operation, found):
+        """Ties the outputs of two calls of one operation whose settings change."""
+        if id(operation) not in self.settings:
+            return
+        first = self._first_outputs.setdefault(id(operation), found)
+        because = f"{operation.name!r} is shared"
+        for one, other in zip(first, found, strict=True):
+            for a, b in zip(one, other, strict=True):
+                same = a is not None and b is not None and len(a) == len(b)
+                if same:
+                    self.tie(a, b, because)
+                else:
+                    self.keep((a, b), because)
 
 
-def _check(call, tensor, axes):
-    sizes = [None if ids is None else len(ids) for ids in axes]
-    if len(sizes) != len(tensor.shape) or any(
-        n is not None and n != size for n, size in zip(sizes, tensor.shape, strict=True)
-    ):
-        raise AssertionError(
-            f"The rule of {call.operation.name!r} gives channels {sizes} for a tensor "
-            f"of shape {tensor.shape}."
+@dataclass
+class SeenCall:
+    """What the rules see of a call: no masks, and shapes as the layer itself has them.
+
+    Attributes:
+        name: Name of the operation.
+        inputs: Ids of the axes of each input tensor.
+        input_shapes: Their shapes.
+        operands: Pairs of shape and ids of all that is computed with, constants and
+            numbers included.
+        named: Dict from the name of an argument to its symbolic tensor.
+        outputs: The output tensors; `None` within a wrapper.
+        output_shapes: Their shapes.
+        arguments: Keras' record of the arguments.
+    """
+
+    name: str
+    inputs: list
+    input_shapes: list
+    operands: list
+    named: dict
+    outputs: list
+    output_shapes: list
+    arguments: Any
+
+    @classmethod
+    def of(cls, channels, call):
+        """Sorts the arguments of a Keras node."""
+        inputs, shapes, operands, named = [], [], [], {}
+        for name, value in _arguments(call):
+            for one in keras.tree.flatten(value):
+                if one is None or isinstance(one, (bool, str, slice)):
+                    continue
+                axes = channels.axes_of(one)
+                if name == "mask" or name.endswith("_mask"):
+                    channels.keep(axes, f"{call.operation.name!r} reads them as a mask")
+                    continue
+                operands.append((np.shape(one), axes))
+                if isinstance(one, keras.KerasTensor):
+                    inputs.append(axes)
+                    shapes.append(tuple(one.shape))
+                    named.setdefault(name, one)
+        return cls(
+            name=call.operation.name,
+            inputs=inputs,
+            input_shapes=shapes,
+            operands=operands,
+            named=named,
+            outputs=list(call.outputs),
+            output_shapes=[tuple(t.shape) for t in call.outputs],
+            arguments=call.arguments,
         )
+
+    @property
+    def output(self):
+        """The first output tensor; `None` within a wrapper."""
+        return self.outputs[0] if self.outputs else None
+
+
+def _arguments(call):
+    """Pairs of name and value of what a call was given."""
+    try:
+        signature = inspect.signature(call.operation.call)
+        names = [
+            p.name
+            for p in signature.parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+    except (TypeError, ValueError):
+        names = []
+    args = call.arguments.args
+    names = names[: len(args)] + [""] * (len(args) - len(names))
+    yield from zip(names, args, strict=True)
+    yield from call.arguments.kwargs.items()
 
 
 def _components(count, ties):
@@ -288,9 +422,3 @@ def _components(count, ties):
         lowest = lowest[lowest]
         if np.array_equal(before, lowest):
             return lowest
-
-
-def operands(call):
-    """The tensors, arrays and numbers that a call is given, in order."""
-    found = keras.tree.flatten((call.arguments.args, call.arguments.kwargs))
-    return [v for v in found if v is not None and not isinstance(v, (bool, str))]

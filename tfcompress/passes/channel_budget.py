@@ -6,7 +6,10 @@ Example:
     ```
 """
 
+import numbers
+
 import numpy as np
+import tensorflow as tf
 
 _SHARES_AND_NUMBERS = ("parameters", "macs", "bytes")
 _MEASURED = ("latency", "latency_ms")
@@ -27,10 +30,11 @@ def check_amount(amount, budget, *, measured=True):
             "Pass either `amount`, the fraction of channels to remove, or `budget`. "
             f"Received: amount={amount}, budget={budget}"
         )
-    if amount is not None and not 0 <= amount < 1:
+    if amount is not None and not is_fraction(amount):
         raise ValueError(
-            "`amount` must be in [0, 1): a layer without channels computes nothing. "
-            f"Received: amount={amount}"
+            "`amount` must be a number in [0, 1): a layer without channels computes "
+            "nothing. "
+            f"Received: amount={amount!r}"
         )
     if budget is not None and not (isinstance(budget, dict) and budget):
         raise ValueError(
@@ -41,13 +45,23 @@ def check_amount(amount, budget, *, measured=True):
         _check_limit(name, limit, known)
 
 
-def within_budget(plan, budget, latency_ms=None):
+def is_fraction(amount):
+    """Whether an amount is a number in [0, 1)."""
+    return (
+        isinstance(amount, numbers.Real)
+        and not isinstance(amount, bool)
+        and 0 <= amount < 1
+    )
+
+
+def within_budget(plan, budget, latency_ms=None, uncounted_macs=0):
     """The groups that go so that all of a budget holds.
 
     Args:
         plan: `ChannelPlan`.
         budget: Dict from what it costs to a limit.
         latency_ms: Function from a bool array of removed groups to milliseconds.
+        uncounted_macs: Work that no channel changes and that the plan does not know of.
 
     Returns:
         Bool array with an entry for each group.
@@ -55,12 +69,20 @@ def within_budget(plan, budget, latency_ms=None):
     Raises:
         ValueError: If the budget cannot be reached; it names the least there is.
     """
+    measured = {}
+
+    def latency(removed):
+        key = removed.tobytes()
+        if key not in measured:
+            measured[key] = latency_ms(removed)
+        return measured[key]
+
     costs = {
         "parameters": lambda removed: parameters(plan, removed),
-        "macs": lambda removed: _known_macs(plan, removed),
+        "macs": lambda removed: _known_macs(plan, removed) + uncounted_macs,
         "bytes": lambda removed: _bytes(plan, removed),
-        "latency": latency_ms,
-        "latency_ms": latency_ms,
+        "latency": latency,
+        "latency_ms": latency,
     }
     # In this order: the cheap ones first, so that fewer files are measured.
     names = [name for name in costs if name in budget]
@@ -86,8 +108,8 @@ def within_budget(plan, budget, latency_ms=None):
         for name in names
     )
     raise ValueError(
-        "The budget cannot be reached. The least there is, with one channel left "
-        f"wherever channels can go: {reached}."
+        "The budget cannot be reached. The least there is, with as few channels left "
+        f"as can be: {reached}."
     )
 
 
@@ -98,7 +120,8 @@ def parameters(plan, removed):
 
 def _bytes(plan, removed):
     return sum(
-        size * variable.numpy().dtype.itemsize for variable, size in plan.sizes(removed)
+        size * tf.as_dtype(variable.dtype).size
+        for variable, size in plan.sizes(removed)
     )
 
 
@@ -113,7 +136,8 @@ def _known_macs(plan, removed):
 
 
 def _is_share(name, limit):
-    return name == "latency" or (name != "latency_ms" and isinstance(limit, float))
+    whole = isinstance(limit, numbers.Integral)
+    return name == "latency" or (name != "latency_ms" and not whole)
 
 
 def _check_limit(name, limit, known):
@@ -121,7 +145,8 @@ def _check_limit(name, limit, known):
         raise ValueError(
             f"`budget` must be a dict with some of {list(known)}. Received: {name!r}"
         )
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit <= 0:
+    number = isinstance(limit, (numbers.Real, np.floating))
+    if isinstance(limit, bool) or not number or not limit > 0:
         raise ValueError(
             f"`budget`: {name!r} must be a number above 0. Received: {limit!r}"
         )

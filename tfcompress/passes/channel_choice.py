@@ -8,6 +8,7 @@ Example:
 
 from tfcompress.graph.channel_rules import find_channels
 from tfcompress.graph.channels import KEPT
+from tfcompress.passes.channel_budget import is_fraction
 from tfcompress.passes.surgery import opened
 from tfcompress.selection import select
 
@@ -20,18 +21,14 @@ def channels_of(model, *, verb):
         verb: Name of the function, for messages.
 
     Returns:
-        `Channels`; its `graph.model` is `model` itself, or a flat copy, compiled alike.
+        `Channels`; its `graph.model` is `model` itself, or a flat copy.
 
     Raises:
         TypeError: If it is no Keras 3 model.
         ValueError: If a pass of this library put layers in, or it has no graph of
             layers and none can be recorded.
     """
-    graph = opened(model, verb=verb)
-    flat = graph.model
-    if flat is not model and getattr(model, "optimizer", None) is not None:
-        flat.compile_from_config(model.get_compile_config())
-    return find_channels(graph)
+    return find_channels(opened(model, verb=verb))
 
 
 def choose_producers(channels, include=None, exclude=None, rules=()):
@@ -52,7 +49,7 @@ def choose_producers(channels, include=None, exclude=None, rules=()):
     """
     for rule in rules:
         amount = rule.settings.get("amount")
-        if set(rule.settings) != {"amount"} or not 0 <= amount < 1:
+        if set(rule.settings) != {"amount"} or not is_fraction(amount):
             raise ValueError(
                 "A rule for channels sets `amount`, a fraction in [0, 1). Received: "
                 f"{rule!r}"

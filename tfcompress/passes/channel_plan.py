@@ -31,13 +31,25 @@ class ChannelPlan:
         scope: `"layer"`: the same fraction of each family; `"global"`: the lowest
             scores of all.
         round_to: Channels of a layer stay a multiple of it, as far as it has as many.
+        kept: Groups that stay in any case, an iterable.
+
+    Raises:
+        ValueError: If nothing can go, because all that is chosen is tied to what is
+            not.
     """
 
-    def __init__(self, channels, scores, chosen, scope, round_to):
+    def __init__(self, channels, scores, chosen, scope, round_to, kept=()):
         self.channels = channels
-        self.families = _families(channels, scores, chosen, round_to)
+        self.scores = scores
+        kept = {KEPT, *map(int, kept)}
+        self.families = _families(channels, scores, chosen, round_to, kept)
+        if not self.families:
+            raise ValueError(_nothing_goes(channels, chosen))
         self.scope = scope
+        self._place = np.full(channels.group_count, np.iinfo(int).max)
         self._order = self._ranked() if scope == "global" else None
+        # What is read together never goes altogether.
+        self._together = [np.unique(channels.groups(a)) for a in channels.arrays()]
 
     def removed(self, share):
         """Groups that go when `share`, in [0, 1], of what can go does.
@@ -57,6 +69,9 @@ class ChannelPlan:
             else:
                 wanted = np.count_nonzero(self._place[family.groups] < below)
             found[family.groups[: family.possible(wanted)]] = True
+        for groups in self._together:
+            if found[groups].all():
+                found[groups[np.argmax(self.scores[groups])]] = False
         return found
 
     def within(self, fits, steps=_STEPS):
@@ -109,11 +124,9 @@ class ChannelPlan:
     def _ranked(self):
         """All groups of families without an amount of their own, lowest first."""
         free = [f for f in self.families if f.amount is None]
-        groups = [f.groups for f in free]
-        self._place = np.full(self.channels.group_count, np.iinfo(int).max)
         if not free:
             return np.array([], int)
-        groups = np.concatenate(groups)
+        groups = np.concatenate([f.groups for f in free])
         scores = np.concatenate([f.scores for f in free])
         order = groups[np.argsort(scores, kind="stable")]
         self._place[order] = np.arange(len(order))
@@ -123,9 +136,8 @@ class ChannelPlan:
 class _Family:
     """Groups that the same producers make, lowest score first."""
 
-    def __init__(self, names, groups, scores, amount, unit):
+    def __init__(self, groups, scores, amount, unit):
         order = np.argsort(scores, kind="stable")
-        self.names = names
         self.groups = groups[order]
         self.scores = scores[order]
         self.amount = amount
@@ -139,12 +151,12 @@ class _Family:
         return total - min(math.ceil(kept / self.unit) * self.unit, total)
 
 
-def _families(channels, scores, chosen, round_to):
+def _families(channels, scores, chosen, round_to, kept):
     producers = channels.producers
     makers = {}
     for index, producer in enumerate(producers):
         for group in np.unique(channels.groups(producer.ids)):
-            if group != KEPT:
+            if int(group) not in kept:
                 makers.setdefault(int(group), []).append(index)
     members = {}
     for group, indices in makers.items():
@@ -158,7 +170,6 @@ def _families(channels, scores, chosen, round_to):
         groups = np.array(groups)
         found.append(
             _Family(
-                names,
                 groups,
                 scores[groups],
                 amounts[0] if amounts else None,
@@ -166,6 +177,27 @@ def _families(channels, scores, chosen, round_to):
             )
         )
     return found
+
+
+def _nothing_goes(channels, chosen):
+    lines = [
+        f"  {name}: tied to {others}" if others else f"  {name}: frozen, or kept"
+        for name, others in tied_to_others(channels, chosen).items()
+    ]
+    return "\n".join(["No channel of the layers that were chosen can go:", *lines])
+
+
+def tied_to_others(channels, chosen):
+    """Dict from chosen producers to those that they are tied to and that were not."""
+    groups = {p.name: set(channels.groups(p.ids)) - {KEPT} for p in channels.producers}
+    return {
+        name: [
+            other
+            for other, theirs in groups.items()
+            if other not in chosen and theirs & groups[name]
+        ]
+        for name in chosen
+    }
 
 
 def _unit(channels, producer, groups, round_to):

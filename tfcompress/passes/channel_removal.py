@@ -21,8 +21,8 @@ def remove_channels(channels, removed):
 
     Returns:
         A new `keras.Model`, not compiled, and a dict from `id` of each variable of the
-        old model that has channels to its successor and the indices that stay along
-        each axis (`None`: all).
+        layers that got smaller to its successor and the indices that stay along each
+        axis (`None`: all).
     """
     visitor = _Visitor(channels, removed)
     model = rewrite(channels.graph, visitor)
@@ -91,10 +91,8 @@ class _Visitor:
     def _resized(self, operation):
         settings = self._settings(operation)
         if not isinstance(operation, keras.layers.Layer):
-            copied = clone(operation)
-            for name, value in settings.items():
-                setattr(copied, name, value)
-            return copied
+            # From its config, for that is what a saved model holds.
+            return type(operation).from_config(operation.get_config() | settings)
         return clone(operation, **settings, **self._inner(operation))
 
     def _inner(self, layer):
@@ -127,33 +125,68 @@ def carry_optimizer(old, new, moved):
     """Compiles the smaller model as the old one, with what stays of the slots.
 
     Args:
-        old: Compiled and built `keras.Model`.
-        new: The model without channels, with the layers of `old` in the same order.
+        old: Flat model that was trained.
+        new: The model without channels.
         moved: What `remove_channels` says of the weights.
+
+    Raises:
+        ValueError: If the old model has no optimizer with a state, or it cannot be
+            told what belongs to what.
     """
-    new.compile_from_config(old.get_compile_config())
-    optimizer, smaller = old.optimizer, new.optimizer
-    smaller.build(new.trainable_variables)
-    slots = {v.path: v for v in old.trainable_variables}
-    for before, after in zip(optimizer.variables, smaller.variables, strict=True):
-        values = before.numpy()
-        if values.shape != tuple(after.shape):
-            owner = _owner(before, slots)
-            values = sliced(values, moved[id(owner)][1])
-        after.assign(values)
-
-
-def _owner(slot, variables):
-    """The weight that an optimizer's variable belongs to."""
-    found = [
-        variable
-        for path, variable in variables.items()
-        if slot.name.startswith(path.replace("/", "_") + "_")
-        and tuple(slot.shape) == tuple(variable.shape)
-    ]
-    if not found:
+    if getattr(old, "optimizer", None) is None or not old.optimizer.built:
         raise ValueError(
-            f"Cannot tell which weight the optimizer's {slot.path!r} belongs to. Pass "
-            "keep_optimizer=False and compile the model again."
+            f"keep_optimizer: model {old.name!r} has no optimizer with a state of its "
+            "own. Compile the result instead."
         )
-    return max(found, key=lambda variable: len(variable.path))
+    try:
+        new.compile_from_config(old.get_compile_config())
+    except Exception as err:
+        raise ValueError(
+            f"keep_optimizer: model {old.name!r} cannot be compiled again from its "
+            f"config: {err}. Register its loss and metrics with "
+            "keras.saving.register_keras_serializable, or compile the result yourself."
+        ) from err
+    new.optimizer.build(new.trainable_variables)
+    successors = {
+        id(before): moved.get(id(before), (after, None))
+        for before, after in zip(
+            old.trainable_variables, new.trainable_variables, strict=True
+        )
+    }
+    slots = _slots(new)
+    for name, (owner, before) in _slots(old).items():
+        values = before.numpy()
+        if owner is None:
+            target = slots.get(name, (None, None))[1]
+        else:
+            successor, indices = successors[id(owner)]
+            suffix = name[1]
+            target = slots.get((id(successor), suffix), (None, None))[1]
+            if indices is not None and values.shape == tuple(owner.shape):
+                values = sliced(values, indices)
+        if target is None or tuple(target.shape) != values.shape:
+            raise ValueError(
+                f"keep_optimizer: cannot tell what becomes of {before.path!r}, a state "
+                f"of {type(old.optimizer).__name__}. Compile the result instead."
+            )
+        target.assign(values)
+
+
+def _slots(model):
+    """Dict from (id of the weight, what of it) to the pair of weight and variable."""
+    weights = sorted(model.trainable_variables, key=lambda v: -len(v.path))
+    found = {}
+    for variable in model.optimizer.variables:
+        key, owner = (None, variable.name), None
+        for weight in weights:
+            prefix = weight.path.replace("/", "_") + "_"
+            if variable.name.startswith(prefix):
+                key, owner = (id(weight), variable.name.removeprefix(prefix)), weight
+                break
+        if key in found:
+            raise ValueError(
+                f"keep_optimizer: two states of the optimizer are called "
+                f"{variable.name!r}. Give the layers names of their own."
+            )
+        found[key] = (owner, variable)
+    return found

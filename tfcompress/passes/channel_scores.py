@@ -2,9 +2,11 @@
 
 Example:
     ```python
-    scores = find_scores(channels, "l2", data=None)   # one for each group, or NaN
+    scores = find_scores(channels, "l2", None, chosen=names, compiled=model)
     ```
 """
+
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -17,7 +19,7 @@ from tfcompress.loss_gradients import LossGradients
 _RANK_EXAMPLES = 64
 
 
-def find_scores(channels, score, data):
+def find_scores(channels, score, data, *, chosen, compiled):
     """Scores the groups of channels.
 
     Args:
@@ -25,9 +27,12 @@ def find_scores(channels, score, data):
         score: A name of `SCORES`, or a function from a kernel, as a float32 matrix
             `(weights of a channel, channels)`, and its name to a score per channel.
         data: What `"taylor"` and `"rank"` read.
+        chosen: Names of the producers that may lose channels.
+        compiled: The model whose loss `"taylor"` reads.
 
     Returns:
         Float array with a score for each group, NaN for those that no weight makes.
+        Scores of kernels are relative to the mean of their layer.
 
     Raises:
         ValueError: If the score needs data and there are none, if it does not apply to
@@ -40,7 +45,16 @@ def find_scores(channels, score, data):
             f"`score` must be one of {list(SCORES)} or a function of a kernel and its "
             f"name. Received: score={score!r}"
         )
-    return SCORES[score](channels, data)
+    return SCORES[score](_Scored(channels, data, set(chosen), compiled))
+
+
+class _Scored(NamedTuple):
+    """What a score may look at."""
+
+    channels: Any
+    data: Any
+    chosen: set
+    compiled: Any
 
 
 # From kernels: a matrix with a column for each channel, to one number a column.
@@ -110,26 +124,29 @@ def _value(variable):
 # From the rest of the model, or from data.
 
 
-def _batch_norm_scale(channels, data):
+def _batch_norm_scale(scored):
     """`|gamma|` of batch normalization (Network Slimming)."""
+    channels = scored.channels
     total = np.zeros(channels.group_count)
     count = np.zeros(channels.group_count)
     for weight in channels.weights.values():
-        if weight.is_scale and weight.axes[0] is not None:
+        if weight.kind == "scale" and weight.axes[0] is not None:
             groups = channels.groups(weight.axes[0])
             np.add.at(total, groups, np.abs(_value(weight.variable)))
             np.add.at(count, groups, 1)
     found = _mean(total, count)
-    _check_all(channels, found, "batch_norm", "no batch normalization with a scale")
+    _check_all(scored, found, "batch_norm", "no batch normalization with a scale")
     return found
 
 
-def _check_all(channels, found, score, lack):
-    """Raises if layers that could be pruned have no score."""
+def _check_all(scored, found, score, lack):
+    """Raises if layers that are to be pruned have no score."""
+    channels = scored.channels
     without = [
         p.name
         for p in channels.producers
-        if np.isnan(found[(g := channels.groups(p.ids))[g != KEPT]]).any()
+        if p.name in scored.chosen
+        and np.isnan(found[(g := channels.groups(p.ids))[g != KEPT]]).any()
     ]
     if without:
         raise ValueError(
@@ -138,21 +155,27 @@ def _check_all(channels, found, score, lack):
         )
 
 
-def _taylor(channels, data):
+def _taylor(scored):
     """`|sum of w * g|` over all weights of a group."""
+    channels, data, _, compiled = scored
     if data is None:
         raise ValueError(
             "score='taylor' reads gradients of the loss. Pass `data`, some hundred "
             "examples with labels: tfc.prune_channels(..., data=(x, y))."
         )
-    model = channels.graph.model
-    if getattr(model, "optimizer", None) is None:
+    if getattr(compiled, "optimizer", None) is None:
         raise ValueError(
-            f"score='taylor' reads gradients of the loss, and model {model.name!r} is "
-            "not compiled. Compile it first."
+            f"score='taylor' reads gradients of the loss, and model {compiled.name!r} "
+            "is not compiled. Compile it first."
         )
-    weights = [w for w in channels.weights.values() if w.variable.trainable]
-    gradients = LossGradients(model, data).of([w.variable for w in weights])
+    weights = [
+        weight
+        for weight in channels.weights.values()
+        if weight.kind != "statistic" and any(ids is not None for ids in weight.axes)
+    ]
+    gradients = LossGradients(channels.graph.model, data, loss_of=compiled).of(
+        [weight.variable for weight in weights]
+    )
     total = np.zeros(channels.group_count)
     made = np.zeros(channels.group_count)
     for weight, gradient in zip(weights, gradients, strict=True):
@@ -177,8 +200,9 @@ def _makes(channels, weight, axis):
     )
 
 
-def _rank(channels, data):
+def _rank(scored):
     """Mean rank of the feature maps on data (HRank)."""
+    channels, data = scored.channels, scored.data
     if data is None:
         raise ValueError(
             "score='rank' reads feature maps. Pass `data`, some dozen examples."
@@ -186,7 +210,7 @@ def _rank(channels, data):
     images = [
         p
         for p in channels.producers
-        if p.output is not None and len(p.output.shape) == 4 and p.output_axis == -1
+        if p.output is not None and len(p.output.shape) == 4
     ]
     total = np.zeros(channels.group_count)
     count = np.zeros(channels.group_count)
@@ -198,7 +222,8 @@ def _rank(channels, data):
         outputs = model(inputs[0] if len(inputs) == 1 else inputs, training=False)
         for producer, values in zip(images, keras.tree.flatten(outputs), strict=True):
             groups = channels.groups(producer.ids)
-            matrices = np.moveaxis(np.asarray(values, "float32"), -1, 1)
+            values = np.asarray(values, "float32")
+            matrices = np.moveaxis(values, producer.output_axis, 1)
             ranks = np.linalg.matrix_rank(matrices)
             np.add.at(total, groups, ranks.sum(axis=0))
             np.add.at(count, groups, len(ranks))
@@ -206,7 +231,7 @@ def _rank(channels, data):
         if seen >= _RANK_EXAMPLES:
             break
     found = _mean(total, count)
-    _check_all(channels, found, "rank", "no feature maps (height, width, channels)")
+    _check_all(scored, found, "rank", "no feature maps (height, width, channels)")
     return found
 
 
@@ -225,11 +250,11 @@ def _after(graph, tensor):
 
 
 SCORES = {
-    "l1": lambda channels, data: _of_kernels(channels, _l1),
-    "l2": lambda channels, data: _of_kernels(channels, _l2),
+    "l1": lambda scored: _of_kernels(scored.channels, _l1),
+    "l2": lambda scored: _of_kernels(scored.channels, _l2),
     "batch_norm": _batch_norm_scale,
     "taylor": _taylor,
-    "geometric_median": lambda channels, data: _of_kernels(channels, _distance),
+    "geometric_median": lambda scored: _of_kernels(scored.channels, _distance),
     "rank": _rank,
-    "random": lambda channels, data: _of_kernels(channels, _random),
+    "random": lambda scored: _of_kernels(scored.channels, _random),
 }
