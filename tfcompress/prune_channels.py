@@ -83,7 +83,7 @@ def prune_channels(
         rules: List of `tfc.Rule(match, amount=...)`: fractions of single layers.
         keep_optimizer: Whether to compile the result as the model was, with the state
             that the optimizer has for what stays. Not for models with nested models,
-            nor for Adafactor, whose state has no channels.
+            Adafactor (whose state has no channels) or loss scaling.
         return_report: Whether to return a `ChannelReport` as well.
 
     Returns:

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from networks import conv_net, image_data
 
@@ -98,6 +99,78 @@ def test_group_lasso_takes_a_share_of_the_mean_norm():
     np.testing.assert_allclose(np.linalg.norm(seen[6], axis=0), norms, rtol=1e-5)
     # The last layer's outputs stay, so nothing is taken from them.
     assert model.get_layer("last").kernel.constraint is None
+
+
+def test_an_interrupted_fit_shrinks_no_further():
+    model = _dense()
+    kernel = model.get_layer("first").kernel
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                raise KeyboardInterrupt
+
+    pruning = tfc.ChannelPruning(0.5, end=8, sparsity_penalty=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*_data(), batch_size=4, callbacks=[pruning, Interrupt()], verbose=0)
+    before = kernel.numpy()
+    model.fit(*_data(), batch_size=4, epochs=2, verbose=0)
+    after = kernel.numpy()
+    # At most the step that was under way when the interrupt came.
+    assert np.all(np.abs(after) >= 0.7 * np.abs(before))
+
+
+def test_frozen_layers_keep_their_channels_and_so_the_cut_is_exact():
+    inputs = keras.Input((3,))
+    x = layers.Dense(6, activation="sigmoid", name="free")(inputs)
+    x = layers.Dense(6, activation="sigmoid", name="frozen", trainable=False)(x)
+    x = layers.Dense(6, activation="sigmoid", name="second")(x)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    model.compile("adam", "mse")
+    pruning = tfc.ChannelPruning(0.5)
+    _fit(model, pruning)
+    small = pruning.cut()
+    assert small.get_layer("frozen").units == 6 and small.get_layer("free").units == 6
+    assert small.get_layer("second").units == 3
+    x = _data()[0]
+    np.testing.assert_allclose(small(x), model(x), atol=1e-6)
+
+
+def test_what_products_sum_over_stays_and_so_the_cut_is_exact():
+    inputs = keras.Input((5, 3))
+    q = layers.Dense(6, activation="sigmoid", name="q")(inputs)
+    k = layers.Dense(6, activation="sigmoid", name="k")(inputs)
+    x = keras.ops.einsum("btc,bsc->bts", q, k)
+    x = layers.Dense(4, activation="sigmoid", name="hidden")(x)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    model.compile("adam", "mse")
+    pruning = tfc.ChannelPruning(0.5)
+    x = np.random.default_rng(0).normal(size=(16, 5, 3)).astype("float32")
+    model.fit(x, np.ones((16, 5, 2)), epochs=4, callbacks=[pruning], verbose=0)
+    small = pruning.cut()
+    assert small.get_layer("q").units == 6 and small.get_layer("hidden").units == 2
+    np.testing.assert_allclose(small(x), model(x), atol=1e-6)
+
+
+def test_weights_that_were_brought_back_are_not_cut():
+    model = _dense()
+    before = model.get_weights()
+    pruning = tfc.ChannelPruning(0.5)
+    _fit(model, pruning)
+    model.set_weights(before)
+    with pytest.raises(RuntimeError, match="changed the weights after"):
+        pruning.cut()
+
+
+def test_data_of_unknown_length_are_refused_before_anything_is_touched():
+    model = _dense()
+    data = tf.data.Dataset.from_generator(
+        lambda: iter([(np.ones((4, 3)), np.ones((4, 2)))] * 3),
+        output_signature=(tf.TensorSpec((4, 3)), tf.TensorSpec((4, 2))),
+    )
+    with pytest.raises(ValueError, match="of unknown length"):
+        model.fit(data, callbacks=[tfc.ChannelPruning(0.5)], verbose=0, shuffle=False)
+    assert all(v.constraint is None for v in model.trainable_variables)
 
 
 def test_user_constraints_work_and_are_back_afterwards():

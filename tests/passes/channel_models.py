@@ -5,6 +5,7 @@ channels stands behind it, so that what the body does with them is what counts.
 """
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 
@@ -23,9 +24,9 @@ def _image(body, shape=(8, 8, 3)):
     return make
 
 
-def _sequence(body, shape=(6, 4)):
+def _sequence(body, shape=(6, 4), batch=None):
     def make():
-        inputs = keras.Input(shape)
+        inputs = keras.Input(shape, batch_size=batch)
         x = body(layers.Dense(8)(inputs))
         return keras.Model(inputs, layers.Dense(3)(x))
 
@@ -161,6 +162,62 @@ def _embedded():
     return keras.Model([words, place], layers.Dense(3, activation="softmax")(x))
 
 
+def _masked(body):
+    def make():
+        words = keras.Input((6,), dtype="int32")
+        x = body(layers.Embedding(20, 8, mask_zero=True)(words))
+        return keras.Model(words, layers.Dense(3)(x))
+
+    return make
+
+
+def _shared_and_whole(x):
+    """A normalization that reads the input, too, whose channels stay."""
+    twice = layers.BatchNormalization()
+    inputs = layers.Dense(8, name="kept")(x)
+    softmax = layers.Softmax()(inputs)
+    return layers.Dense(9)(layers.Concatenate()([twice(softmax), twice(x)]))
+
+
+def _shared_reshape(x):
+    fold = layers.Reshape((3, 2, 8))
+    y = layers.Softmax()(layers.Dense(8)(x))
+    joined = layers.Concatenate()([fold(layers.Dense(8)(x)), fold(y)])
+    return layers.Dense(9)(layers.Flatten()(joined))
+
+
+def _gated_halves(x):
+    a, b = ops.split(layers.Dense(16)(x), 2, axis=-1)
+    (whole,) = ops.split(a * ops.sigmoid(b), 1, axis=-1)
+    return layers.Flatten()(ops.reshape(whole, (-1, 2, 3, 8)))
+
+
+def _halves_by_themselves(x):
+    a, b = ops.split(x, 2, axis=-1)
+    return layers.Dense(5)(a) + layers.Dense(5)(b)
+
+
+def _one_head_for_all(x):
+    q = layers.EinsumDense("btd,dhk->bhtk", (4, 6, 3))(x)
+    k = layers.EinsumDense("btd,dhk->bhkt", (1, 3, 6))(x)
+    y = ops.matmul(ops.softmax(ops.matmul(q, k)), layers.Dense(7)(x)[:, None])
+    return layers.Dense(4)(ops.mean(y, axis=1))
+
+
+def _constants(x):
+    ones = np.ones((2, 6, 2), "float32")
+    x = ops.concatenate([x, ones], axis=-1)
+    return ops.pad(ops.clip(x, -1.0, 1.0), ((0, 0), (1, 1), (0, 0)))
+
+
+def _attentions(x):
+    y = layers.MultiHeadAttention(4, 3, value_dim=5, output_shape=6)(
+        x, x, use_causal_mask=True
+    )
+    z, scores = layers.MultiHeadAttention(4, 3)(x, y, return_attention_scores=True)
+    return layers.Concatenate()([y, z, ops.mean(scores, axis=1)])
+
+
 # Name -> function that makes the model.
 EXACT = {
     "residual": _image(_residual),
@@ -210,6 +267,32 @@ EXACT = {
             )
         )
     ),
+    "time distributed dense": _image(
+        lambda x: layers.GlobalAveragePooling2D()(
+            layers.TimeDistributed(layers.Dense(6))(x)
+        )
+    ),
+    "shared with what stays": _sequence(_shared_and_whole),
+    "shared reshape": _sequence(_shared_reshape),
+    "gated halves": _sequence(_gated_halves),
+    "halves by themselves": _sequence(_halves_by_themselves),
+    "one head for all": _sequence(_one_head_for_all),
+    "constants": _sequence(_constants, batch=2),
+    "kinds of attention": _sequence(_attentions),
+    "attention over one axis": _image(
+        lambda x: layers.GlobalAveragePooling2D()(
+            layers.MultiHeadAttention(2, 3, attention_axes=(2,))(x, x)
+        )
+    ),
+    "masked pooling": _masked(lambda x: layers.GlobalAveragePooling1D()(x)),
+    "masked recurrent": _masked(
+        lambda x: layers.GRU(4, reset_after=False)(
+            layers.Bidirectional(layers.LSTM(5, return_sequences=True))(x)
+        )
+    ),
+    "initial state": _sequence(
+        lambda x: layers.GRU(8)(x, initial_state=layers.Dense(8)(x[:, 0]))
+    ),
     "two outputs": _two_outputs,
     "embedding": _embedded,
 }
@@ -219,4 +302,5 @@ NORMALIZED = {
     "layer norm": _sequence(lambda x: layers.LayerNormalization()(x)),
     "rms norm": _sequence(lambda x: layers.RMSNormalization()(x)),
     "group norm": _image(lambda x: layers.GroupNormalization(2)(x)),
+    "instance norm": _image(lambda x: layers.GroupNormalization(8)(x)),
 }

@@ -6,6 +6,8 @@ Example:
     ```
 """
 
+import re
+
 import keras
 import numpy as np
 
@@ -101,6 +103,8 @@ class _Visitor:
             "layer": getattr(layer, "forward_layer", getattr(layer, "layer", None)),
             "backward_layer": getattr(layer, "backward_layer", None),
         }
+        if not any(isinstance(part, keras.layers.Layer) for part in parts.values()):
+            return {}
         config = layer.get_config()
         found = {}
         for name, part in parts.items():
@@ -177,7 +181,9 @@ def _slots(model):
     weights = sorted(model.trainable_variables, key=lambda v: -len(v.path))
     found = {}
     for variable in model.optimizer.variables:
-        key, owner = (None, variable.name), None
+        # Optimizers that Keras makes by itself are numbered.
+        optimizer, _, name = variable.path.partition("/")
+        key, owner = (re.sub(r"_\d+$", "", optimizer), name), None
         for weight in weights:
             prefix = weight.path.replace("/", "_") + "_"
             if variable.name.startswith(prefix):
@@ -186,7 +192,7 @@ def _slots(model):
         if key in found:
             raise ValueError(
                 f"keep_optimizer: two states of the optimizer are called "
-                f"{variable.name!r}. Give the layers names of their own."
+                f"{variable.path!r}. Compile the result instead."
             )
         found[key] = (owner, variable)
     return found
