@@ -17,8 +17,9 @@ def asked(model, sparsity):
 
 
 def prune_all(*args, **settings):
-    """A `Pruning` of small kernels and the last layer as well."""
-    return tfc.Pruning(*args, skip_small_and_last=False, **settings)
+    """A `Pruning` of small kernels and the last layer as well, each alike."""
+    settings = {"scope": "layer", "skip_small_and_last": False} | settings
+    return tfc.Pruning(*args, **settings)
 
 
 def fit(model, *callbacks, epochs=4, **settings):
@@ -164,7 +165,7 @@ def test_one_weight_is_the_least_that_a_kernel_keeps():
 
 def test_small_kernels_and_the_last_layer_are_left_alone_with_a_line(caplog):
     model = compiled(conv_net())
-    history = fit(model, tfc.Pruning(0.8)).history
+    history = fit(model, tfc.Pruning(0.8, scope="layer")).history
     found = dict(zip(tfc.graph.kernels(model), zeros(model), strict=True))
     assert found == {
         "conv/kernel": round(0.8 * 216) / 216,
@@ -190,7 +191,7 @@ def test_small_kernels_and_the_last_layer_are_left_alone_with_a_line(caplog):
 )
 def test_what_is_named_is_pruned_however_small(settings):
     model = compiled(conv_net())
-    fit(model, tfc.Pruning(0.75, **settings))
+    fit(model, tfc.Pruning(0.75, scope="layer", **settings))
     found = dict(zip(tfc.graph.kernels(model), zeros(model), strict=True))
     for path in ("hidden/kernel", "depthwise/kernel", "classifier/kernel"):
         assert found[path] == 0.75, path

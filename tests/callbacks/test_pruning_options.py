@@ -69,6 +69,19 @@ def test_erk_follows_the_shapes():
     assert np.mean(_all(found) == 0) == pytest.approx(0.7, abs=0.01)
 
 
+def test_by_default_a_kernel_loses_by_its_shape_and_all_together_the_fraction():
+    model = compiled(conv_net())
+    pruning = prune_all(0.7, scope=None)
+    fit(model, pruning)
+    kernels = [w.numpy() for w in model.weights if len(w.shape) > 1]
+    wanted = erdos_renyi_kernel([k.shape for k in kernels], 0.7)
+    for kernel, sparsity in zip(kernels, wanted, strict=True):
+        assert np.count_nonzero(kernel == 0) == round(sparsity * kernel.size)
+    # Not in each the same.
+    assert max(wanted) - min(wanted) > 0.3
+    assert tfc.Pruning(0.5, pattern="2:4").scope == "layer"
+
+
 @pytest.mark.parametrize("scope", ["layer", "global", "erk"])
 def test_rules_may_say_it_all(scope):
     model = compiled(conv_net())
@@ -340,7 +353,8 @@ def test_gradients_go_through_loops_and_attention(score):
     model.compile("adam", "mse")
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(16, 5, 8)), rng.normal(size=(16, 2))
-    pruning = tfc.Pruning(0.5, score=score, data=(x.astype("float32"), y))
+    data = x.astype("float32"), y
+    pruning = tfc.Pruning(0.5, scope="layer", score=score, data=data)
     model.fit(x, y, epochs=2, verbose=0, callbacks=[pruning])
     assert zeros(model)[-1] == 0
     assert {z for z in zeros(model)[:-1] if z} == {0.5}
