@@ -54,7 +54,7 @@ def test_it_writes_zeros_thresholds_and_changes_of_each_kernel(tmp_path):
 def test_of_a_quantized_model_it_writes_ranges_and_the_zeros_that_count(tmp_path):
     x, _ = image_data()
     model = compiled(conv_net())
-    fit(model, tfc.Pruning(0.8))
+    fit(model, tfc.Pruning(0.8, scope="layer"))
     qat = compiled(tfc.quantize_aware(model, calibration_data=x[:32]))
     fit(qat, tfc.CompressionLogger(tmp_path), epochs=2)
     found = scalars(tmp_path)

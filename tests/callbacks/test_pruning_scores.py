@@ -89,7 +89,8 @@ def test_one_shot_needs_no_length_of_the_run():
     x, y = image_data()
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(32).filter(lambda *_: True)
     model = compiled(conv_net())
-    pruning = tfc.Pruning(0.5, score="snip", data=(x[:64], y[:64]))
+    data_of_score = x[:64], y[:64]
+    pruning = tfc.Pruning(0.5, scope="layer", score="snip", data=data_of_score)
     model.fit(data, epochs=1, verbose=0, callbacks=[pruning])
     assert zeros(model)[2] == 0.5
 
@@ -135,9 +136,10 @@ def test_movement_trains_however_a_step_runs(settings):
 
 def test_movement_of_a_run_that_is_resumed_begins_anew_and_drops_nothing_blindly():
     model = compiled(conv_net())
-    fit(model, tfc.Pruning(0.5, score="movement"), epochs=8)
+    fit(model, tfc.Pruning(0.5, scope="layer", score="movement"), epochs=8)
     before = model.get_layer("hidden").kernel.numpy() == 0
-    fit(model, tfc.Pruning(0.8, score="movement"), epochs=8, initial_epoch=2)
+    pruning = tfc.Pruning(0.8, scope="layer", score="movement")
+    fit(model, pruning, epochs=8, initial_epoch=2)
     after = model.get_layer("hidden").kernel.numpy() == 0
     assert after[before].all()
     assert np.count_nonzero(after) == round(0.8 * after.size)

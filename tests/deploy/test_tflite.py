@@ -84,7 +84,7 @@ def test_pruned_weights_are_zeros_in_the_file(tmp_path):
         y,
         epochs=3,
         verbose=0,
-        callbacks=[tfc.Pruning(0.8, skip_small_and_last=False)],
+        callbacks=[tfc.Pruning(0.8, scope="layer", skip_small_and_last=False)],
     )
     qat = tfc.quantize_aware(model, calibration_data=x)
     result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8")

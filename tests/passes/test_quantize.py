@@ -164,7 +164,7 @@ def test_pruning_and_quantization_train_together():
         y,
         epochs=6,
         verbose=0,
-        callbacks=[tfc.Pruning(0.7, skip_small_and_last=False)],
+        callbacks=[tfc.Pruning(0.7, scope="layer", skip_small_and_last=False)],
     )
     assert min(zeros(qat)) > 0.69
     assert qat.evaluate(x, y, verbose=0)[1] > 0.9
