@@ -102,7 +102,10 @@ def compress(model, train, settings):
     # A depthwise kernel has nine weights: pruned like the others it would keep one.
     spared = Rule("depthwise", sparsity=0.5)
     pruning = Pruning(
-        sparsity=settings.sparsity, rules=[spared], skip_small_and_last=False
+        sparsity=settings.sparsity,
+        scope="layer",
+        rules=[spared],
+        skip_small_and_last=False,
     )
     title = "Pruning, with distillation"
     _fit(pupil, data, settings.pruning_epochs, 3e-3, title, pruning)
