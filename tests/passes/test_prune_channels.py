@@ -63,10 +63,11 @@ def _outputs(model, inputs):
     return [np.asarray(t) for t in keras.tree.flatten(model(inputs, training=False))]
 
 
-def _assert_equal(found, wanted):
+def _assert_equal(found, wanted, share=2e-6):
     for one, other in zip(found, wanted, strict=True):
         # Sums over fewer terms, in another order: float rounding.
-        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * np.abs(other).max())
+        atol = share * np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -173,7 +174,8 @@ def test_every_architecture_of_keras_applications_loses_channels(name, tmp_path)
     small.save(tmp_path / "small.keras")
     loaded = keras.models.load_model(tmp_path / "small.keras")
     _mask(plan, removed)
-    _assert_equal(_outputs(loaded, inputs), _outputs(model, inputs))
+    # Rounding adds up over a hundred layers.
+    _assert_equal(_outputs(loaded, inputs), _outputs(model, inputs), share=1e-5)
 
 
 def test_the_fraction_is_removed_from_every_layer_and_the_model_stays():
