@@ -11,7 +11,11 @@ import numpy as np
 from keras import layers
 
 from tfcompress.graph import channel_weights
-from tfcompress.graph.channel_weights import is_elementwise, only_channels
+from tfcompress.graph.channel_weights import (
+    is_elementwise,
+    only_channels,
+    with_channels,
+)
 from tfcompress.graph.channels import KEPT, Channels, NotFollowedError
 
 
@@ -72,14 +76,14 @@ def _softmax_along(channels, operation, x, axes):
 def _spatial(channels, layer, call, x):
     """Pooling, padding, resizing: something along all axes but the channels'."""
     ids, axis = only_channels(channels, layer, x)
-    return tuple(ids if i == axis else None for i in range(len(x)))
+    return with_channels(len(x), axis, ids)
 
 
 def _global_pool(channels, layer, call, x):
     ids, axis = only_channels(channels, layer, x)
     if not layer.keepdims:
         return (None, ids)
-    return tuple(ids if i == axis else None for i in range(len(x)))
+    return with_channels(len(x), axis, ids)
 
 
 def _rescaling(channels, layer, call, x):

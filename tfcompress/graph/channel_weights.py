@@ -57,7 +57,8 @@ def only_channels(channels, layer, axes):
     return axes[axis], axis
 
 
-def _with_channels(rank, axis, ids):
+def with_channels(rank, axis, ids):
+    """Axes of which one has ids."""
     return tuple(ids if i == axis else None for i in range(rank))
 
 
@@ -170,17 +171,11 @@ def _conv(channels, layer, call, x):
             used = channels.tie_axes(given, (groups, each), 1, because)
         channels.tie_axes(out, (groups, filters // groups), 1, because)
     channels.weight(kernel, *spatial, used, out)
-    channels.weight(layer.bias, out)
-    channels.setting(layer, "filters", out)
     positions = _positions(call, axis)
     channels.cost(
         (*positions, *kernel.shape), (*[None] * len(positions), *spatial, used, out)
     )
-    channels.producer(
-        call.name, kernel, kernel.ndim - 1, out, call.output, axis - len(x)
-    )
-    keep_unless_elementwise(channels, layer, (out,))
-    return _with_channels(len(x), axis, out)
+    return _filters(channels, layer, call, x, axis, kernel, -1, out)
 
 
 def _conv_transpose(channels, layer, call, x):
@@ -189,17 +184,21 @@ def _conv_transpose(channels, layer, call, x):
     kernel = layer.kernel
     spatial = [None] * (len(x) - 2)
     channels.weight(kernel, *spatial, out, given)
-    channels.weight(layer.bias, out)
-    channels.setting(layer, "filters", out)
     positions = [n for i, n in enumerate(call.input_shapes[0]) if i not in (0, axis)]
     channels.cost(
         (*positions, *kernel.shape), (*[None] * len(positions), *spatial, out, given)
     )
-    channels.producer(
-        call.name, kernel, kernel.ndim - 2, out, call.output, axis - len(x)
-    )
+    return _filters(channels, layer, call, x, axis, kernel, -2, out)
+
+
+def _filters(channels, layer, call, x, axis, kernel, kernel_axis, out):
+    """Records filters that a convolution makes; ids of its output."""
+    channels.weight(layer.bias, out)
+    channels.setting(layer, "filters", out)
+    place = kernel_axis % kernel.ndim
+    channels.producer(call.name, kernel, place, out, call.output, axis - len(x))
     keep_unless_elementwise(channels, layer, (out,))
-    return _with_channels(len(x), axis, out)
+    return with_channels(len(x), axis, out)
 
 
 def _depthwise(channels, layer, call, x):
@@ -215,7 +214,7 @@ def _depthwise(channels, layer, call, x):
         (*positions, *kernel.shape), (*[None] * len(positions), *spatial, given, None)
     )
     keep_unless_elementwise(channels, layer, (out,))
-    return _with_channels(len(x), axis, out)
+    return with_channels(len(x), axis, out)
 
 
 def _separable(channels, layer, call, x):
@@ -227,17 +226,11 @@ def _separable(channels, layer, call, x):
     depthwise, pointwise = layer.depthwise_kernel, layer.pointwise_kernel
     channels.weight(depthwise, *spatial, given, None)
     channels.weight(pointwise, *spatial, middle, out)
-    channels.weight(layer.bias, out)
-    channels.setting(layer, "filters", out)
     positions = _positions(call, axis)
     ahead = [None] * len(positions)
     channels.cost((*positions, *depthwise.shape), (*ahead, *spatial, given, None))
     channels.cost((*positions, *pointwise.shape), (*ahead, *spatial, middle, out))
-    channels.producer(
-        call.name, pointwise, pointwise.ndim - 1, out, call.output, axis - len(x)
-    )
-    keep_unless_elementwise(channels, layer, (out,))
-    return _with_channels(len(x), axis, out)
+    return _filters(channels, layer, call, x, axis, pointwise, -1, out)
 
 
 def _batch_norm(channels, layer, call, x):
