@@ -21,6 +21,8 @@ def _randomized(model):
     """Statistics, scales and biases that are not what every layer starts with."""
     rng = np.random.default_rng(0)
     for variable in model.weights:
+        if variable.name in ("mean", "variance"):
+            continue  # A Normalization layer does not read them again.
         if "moving_variance" in variable.path or "gamma" in variable.path:
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
         elif len(variable.shape) == 1 and "seed" not in variable.path:
