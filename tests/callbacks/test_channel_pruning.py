@@ -101,6 +101,27 @@ def test_group_lasso_takes_a_share_of_the_mean_norm():
     assert model.get_layer("last").kernel.constraint is None
 
 
+def test_a_custom_train_step_is_followed():
+    class Custom(keras.Model):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x, training=True))
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply(gradients, self.trainable_variables)
+            return {"loss": loss}
+
+    inputs = keras.Input((3,))
+    outputs = layers.Dense(2)(layers.Dense(4, name="first")(inputs))
+    model = Custom(inputs, outputs)
+    model.compile("adam", "mse")
+    pruning = tfc.ChannelPruning(0.5)
+    _fit(model, pruning)
+    small, (x, _) = pruning.cut(), _data()
+    assert small.get_layer("first").units == 2
+    np.testing.assert_allclose(small(x), model(x), atol=1e-6)
+
+
 def test_an_interrupted_fit_shrinks_no_further():
     model = _dense()
     kernel = model.get_layer("first").kernel
