@@ -9,7 +9,6 @@ Example:
     ```
 """
 
-import numbers
 import pathlib
 import tempfile
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from tfcompress.deploy.runtime import TFLiteRunner
 from tfcompress.deploy.tflite import export_tflite
 from tfcompress.measure import measure
 from tfcompress.passes.channel_budget import (
-    check_amount,
+    check_choice,
     parameters,
     within_budget,
 )
@@ -104,8 +103,7 @@ def prune_channels(
         He et al., 2018, arXiv:1811.00250 (FPGM); Lin et al., 2020, arXiv:2002.10179
         (HRank)
     """
-    check_amount(amount, budget)
-    _check_arguments(scope, round_to)
+    check_choice(amount, budget, scope, round_to)
     channels = channels_of(model, verb="prune_channels")
     chosen = choose_producers(channels, include, exclude, rules)
     scores = find_scores(channels, score, data, chosen=chosen, compiled=model)
@@ -207,11 +205,3 @@ def _check_flat(model, channels):
             f"keep_optimizer: model {model.name!r} holds nested models, or is "
             "subclassed, so its weights get new places. Compile the result instead."
         )
-
-
-def _check_arguments(scope, round_to):
-    if scope not in ("layer", "global"):
-        raise ValueError(f"`scope` must be 'layer' or 'global'. Received: {scope!r}")
-    whole = isinstance(round_to, numbers.Integral) and not isinstance(round_to, bool)
-    if not whole or round_to < 1:
-        raise ValueError(f"`round_to` must be 1 or more. Received: {round_to}")

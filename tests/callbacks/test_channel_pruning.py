@@ -253,6 +253,8 @@ def test_the_config_makes_the_same_callback():
         ({"budget": {"latency": 0.5}}, "`budget` must be a dict"),
         ({"amount": 0.5, "begin": 5, "end": 5}, "`end` must be above `begin`"),
         ({"amount": 0.5, "sparsity_penalty": 1.0}, "`sparsity_penalty`"),
+        ({"amount": 0.5, "scope": "erk"}, "`scope`"),
+        ({"amount": 0.5, "round_to": 0}, "`round_to`"),
     ],
 )
 def test_bad_input_is_refused(settings, message):

@@ -14,9 +14,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.callbacks.masked_weight import Project, release
+from tfcompress.callbacks.masked_weight import Project, release, retrace
 from tfcompress.callbacks.run_steps import RunSteps
-from tfcompress.passes.channel_budget import check_amount, within_budget
+from tfcompress.passes.channel_budget import check_choice, within_budget
 from tfcompress.passes.channel_choice import channels_of, choose_producers
 from tfcompress.passes.channel_plan import ChannelPlan
 from tfcompress.passes.channel_removal import carry_optimizer, remove_channels
@@ -86,7 +86,7 @@ class ChannelPruning(keras.callbacks.Callback):
         rules=(),
     ):
         super().__init__()
-        check_amount(amount, budget, measured=False)
+        check_choice(amount, budget, scope, round_to, measured=False)
         if begin is not None and end is not None and not 0 <= begin < end:
             raise ValueError(
                 "`end` must be above `begin`, and `begin` not below 0. Received: "
@@ -216,7 +216,7 @@ class ChannelPruning(keras.callbacks.Callback):
                 values = shrinking.variable.numpy()
                 shrinking.variable.assign(shrinking.zeroed(values))
             release(shrinking.variable)
-        self._retrace()
+        retrace(self.model)
 
     # How it works.
 
@@ -246,12 +246,7 @@ class ChannelPruning(keras.callbacks.Callback):
                     self._shrinking.append(
                         _Shrinking(weight, self._factor, self._lasso, axis, is_on)
                     )
-        self._retrace()
-
-    def _retrace(self):
-        # A train function that was traced before does not know of the constraints.
-        if getattr(self.model, "train_function", None) is not None:
-            self.model.make_train_function(force=True)
+        retrace(self.model)
 
     def _check_attached(self):
         if any(s.variable.constraint is not s.constraint for s in self._shrinking):

@@ -209,3 +209,9 @@ def release(variable):
     """Takes a mask off, also one that a `fit` left behind when it raised."""
     if isinstance(variable.constraint, Project):
         variable.constraint = variable.constraint.inner
+
+
+def retrace(model):
+    """Traces the train function anew: one from before does not know the constraints."""
+    if getattr(model, "train_function", None) is not None:
+        model.make_train_function(force=True)

@@ -11,7 +11,7 @@ from absl import logging
 
 from tfcompress import schedules, selection
 from tfcompress.callbacks.chosen_weights import check_room, choose
-from tfcompress.callbacks.masked_weight import raise_together, release
+from tfcompress.callbacks.masked_weight import raise_together, release, retrace
 from tfcompress.callbacks.pruning_arguments import check_arguments, check_rewinding
 from tfcompress.callbacks.rewinding import Rewinding
 from tfcompress.callbacks.run_steps import RunSteps
@@ -284,18 +284,13 @@ class Pruning(keras.callbacks.Callback):
         for pruned in choose(self):
             pruned.attach()
             self._pruned.append(pruned)
-        self._retrace()
+        retrace(self.model)
         self._measure()
 
     def _detach(self):
         for pruned in self._pruned:
             pruned.detach()
-        self._retrace()
-
-    def _retrace(self):
-        # A train function that was traced before does not know of the constraints.
-        if getattr(self.model, "train_function", None) is not None:
-            self.model.make_train_function(force=True)
+        retrace(self.model)
 
     def _measure(self):
         total = sum(pruned.size for pruned in self._pruned)

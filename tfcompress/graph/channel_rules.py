@@ -343,11 +343,9 @@ def _reshaped(channels, operation, x, old, call):
     if all(ids is None for ids in x):
         return (*[None] * len(new), *tail)
     # The batch in front is nobody's business.
+    head = ()
     if old[:1] == new[:1]:
-        x, old, new = x[1:], old[1:], new[1:]
-        tail, head = (*tail,), (None,)
-    else:
-        head = ()
+        x, old, new, head = x[1:], old[1:], new[1:], (None,)
     if None in old or None in new:
         raise NotFollowedError("a reshape between sizes that are not known")
     found, i, j = [], 0, 0

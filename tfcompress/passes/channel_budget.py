@@ -17,12 +17,14 @@ _MEASURED = ("latency", "latency_ms")
 _MEASURED_STEPS = 7
 
 
-def check_amount(amount, budget, *, measured=True):
-    """Raises unless there is a fraction or a budget, and it makes sense.
+def check_choice(amount, budget, scope, round_to, *, measured=True):
+    """Raises unless it is clear how many channels are to go, and that makes sense.
 
     Args:
         amount: Fraction of the channels to remove, or `None`.
         budget: Dict as of `tfc.prune_channels`, or `None`.
+        scope: `"layer"` or `"global"`.
+        round_to: Multiple that stays.
         measured: Whether latency can be in the budget.
     """
     if (amount is None) == (budget is None):
@@ -43,6 +45,11 @@ def check_amount(amount, budget, *, measured=True):
     known = _SHARES_AND_NUMBERS + (_MEASURED if measured else ())
     for name, limit in (budget or {}).items():
         _check_limit(name, limit, known)
+    if scope not in ("layer", "global"):
+        raise ValueError(f"`scope` must be 'layer' or 'global'. Received: {scope!r}")
+    whole = isinstance(round_to, numbers.Integral) and not isinstance(round_to, bool)
+    if not whole or round_to < 1:
+        raise ValueError(f"`round_to` must be 1 or more. Received: {round_to}")
 
 
 def is_fraction(amount):
