@@ -106,7 +106,7 @@ def _measure_model(model, data, name):
     return Measurement(
         name=name,
         **_counts(sum(w.size for w in weights), sum(map(np.count_nonzero, weights))),
-        macs=_model_macs(model),
+        macs=model_macs(model),
         bytes=len(content),
         gzip_bytes=gzip_bytes(content),
         accuracy=None
@@ -171,8 +171,11 @@ def _parameters(file):
 # Multiply-accumulate operations.
 
 
-def _model_macs(model):
-    """Counts them in the TensorFlow graph, which holds for subclassed models too."""
+def model_macs(model):
+    """Multiply-accumulates of one example; `None` with loops or sizes not known.
+
+    Counted in the TensorFlow graph, which holds for subclassed models too.
+    """
     if not getattr(model, "inputs", None):
         return None
     specs = [tf.TensorSpec((1, *t.shape[1:]), t.dtype) for t in model.inputs]

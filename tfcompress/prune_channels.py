@@ -17,7 +17,7 @@ import numpy as np
 
 from tfcompress.deploy.runtime import TFLiteRunner
 from tfcompress.deploy.tflite import export_tflite
-from tfcompress.measure import measure
+from tfcompress.measure import model_macs
 from tfcompress.passes.channel_budget import (
     check_choice,
     parameters,
@@ -195,7 +195,7 @@ def _uncounted_macs(plan):
     counted = plan.macs(np.zeros(plan.channels.group_count, bool))
     if counted is None or not plan.channels.barriers:
         return 0
-    whole = measure(plan.channels.graph.model).macs
+    whole = model_macs(plan.channels.graph.model)
     return 0 if whole is None else whole - counted
 
 

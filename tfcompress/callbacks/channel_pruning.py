@@ -196,7 +196,7 @@ class ChannelPruning(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         # In force for the steps of this call alone: a `fit` that is interrupted leaves
         # the constraints behind, and they must not go on.
-        now = int(self.model.optimizer.iterations)
+        now = tf.cast(self.model.optimizer.iterations.value, tf.int64)
         self._until.assign(now + self._steps_a_call)
 
     def on_train_batch_end(self, batch, logs=None):
