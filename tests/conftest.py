@@ -23,3 +23,20 @@ def fixed_seed():
     import keras
 
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def tensorflow_log():
+    """Messages that TensorFlow logs during a test, from INFO up."""
+    import logging
+
+    messages = []
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield messages
+    logger.removeHandler(handler)
+    logger.setLevel(level)

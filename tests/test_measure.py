@@ -117,3 +117,11 @@ def test_neither_model_nor_file(tmp_path):
         tfc.measure(3)
     with pytest.raises(FileNotFoundError, match="No such .tflite file"):
         tfc.measure(tmp_path / "none.tflite")
+
+
+def test_measuring_many_models_logs_nothing(tensorflow_log):
+    data = (np.zeros((3, 4), "float32"), np.zeros(3, int))
+    for _ in range(7):
+        inputs = keras.Input((4,))
+        tfc.measure(keras.Model(inputs, layers.Dense(2)(inputs)), data=data)
+    assert tensorflow_log == []

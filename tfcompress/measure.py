@@ -8,6 +8,7 @@ Example:
     ```
 """
 
+import functools
 import math
 import os
 import pathlib
@@ -275,8 +276,20 @@ class _Inputs:
 
 def keras_runner(model):
     """A function that runs a model on a list of inputs, as a list of arrays."""
-    infer = tf.function(flat_call(model), reduce_retracing=True, autograph=False)
-    return lambda inputs: [np.asarray(t) for t in keras.tree.flatten(infer(*inputs))]
+    infer = tf.function(flat_call(model), autograph=False)
+
+    # Traced by hand: a `tf.function` made for each model that is measured looks to
+    # TensorFlow like one that is traced again and again, and it warns.
+    @functools.cache
+    def traced(*signature):
+        return infer.get_concrete_function(*(tf.TensorSpec(*s) for s in signature))
+
+    def run(inputs):
+        tensors = [tf.convert_to_tensor(value) for value in inputs]
+        outputs = traced(*((tuple(t.shape), t.dtype) for t in tensors))(*tensors)
+        return [np.asarray(t) for t in keras.tree.flatten(outputs)]
+
+    return run
 
 
 def accuracy_of(run, model, data):

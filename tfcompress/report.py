@@ -164,7 +164,8 @@ th, td { padding: .45rem .6rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; font-weight: 600;
   position: sticky; left: 0; background: var(--paper); }
-thead th { background: var(--soft); font-weight: 600; }
+thead th { background: var(--soft); font-weight: 600; white-space: normal;
+  vertical-align: bottom; }
 thead th:first-child { background: var(--soft); }
 tbody tr:last-child td { border-bottom: 0; }
 .plots { display: grid; gap: 1rem; margin-top: 1.5rem;
