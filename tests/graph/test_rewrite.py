@@ -178,3 +178,13 @@ def test_trainable_flags_are_kept():
     copied = rewrite(Graph(model), _same)
     assert not copied.get_layer("dense").trainable
     assert copied.get_layer("bn").trainable
+
+
+def test_a_frozen_part_of_a_layer_stays_frozen():
+    inputs = keras.Input((5, 8))
+    attention = layers.MultiHeadAttention(2, 3, name="attention")
+    model = keras.Model(inputs, attention(inputs, inputs))
+    attention.query_dense.trainable = False
+    copied = rewrite(Graph(model), _same)
+    assert not copied.get_layer("attention").query_dense.trainable
+    assert len(copied.trainable_variables) == len(model.trainable_variables) == 6

@@ -638,3 +638,14 @@ def test_macs_that_cannot_be_known_are_no_budget():
     with pytest.raises(ValueError, match="full shape"):
         tfc.prune_channels(model, budget={"macs": 0.5})
     assert tfc.prune_channels(model, 0.5).layers[1].filters == 2
+
+
+def test_a_frozen_part_of_a_layer_stays_frozen():
+    inputs = keras.Input((5, 8))
+    attention = layers.MultiHeadAttention(4, 3, name="attention")
+    model = keras.Model(inputs, attention(inputs, inputs))
+    attention.query_dense.trainable = False
+    small = tfc.prune_channels(model, 0.5)
+    assert small.get_layer("attention").num_heads == 2
+    assert not small.get_layer("attention").query_dense.trainable
+    assert len(small.trainable_variables) == 6

@@ -7,6 +7,7 @@ Everything else sees `Graph` (read-only), `rewrite` (build a changed copy) and `
 from tfcompress.graph.flatten import flatten as flatten
 from tfcompress.graph.rewrite import built_copy as built_copy
 from tfcompress.graph.rewrite import clone as clone
+from tfcompress.graph.rewrite import freeze_alike as freeze_alike
 from tfcompress.graph.rewrite import rewrite as rewrite
 from tfcompress.graph.rewrite import unchanged as unchanged
 from tfcompress.graph.substitution import substituted as substituted

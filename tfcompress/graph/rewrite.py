@@ -132,12 +132,21 @@ def copy_weights(source, target):
     """Copies all variables of a layer and of the layers within it."""
     if not isinstance(source, keras.layers.Layer):
         return
+    freeze_alike(source, target)
     # Through the saving protocol, so that layers with state beyond their weights
     # (Normalization) restore that too.
     stores = [store for _, store in _stateful(source)]
     layers = [layer for layer, _ in _stateful(target)]
     for layer, store in zip(layers, stores, strict=True):
         layer.load_own_variables(store)
+
+
+def freeze_alike(source, target):
+    """Freezes what is frozen of the layers within a layer; its config does not say."""
+    pairs = zip(source._flatten_layers(), target._flatten_layers(), strict=True)
+    for old, new in pairs:
+        if not old.trainable:
+            new.trainable = False
 
 
 def _stateful(layer):

@@ -11,7 +11,7 @@ import re
 import keras
 import numpy as np
 
-from tfcompress.graph import clone, rewrite
+from tfcompress.graph import clone, freeze_alike, rewrite
 
 
 def remove_channels(channels, removed):
@@ -53,6 +53,7 @@ class _Visitor:
         for old, new in self.smaller.values():
             if not isinstance(old, keras.layers.Layer):
                 continue
+            freeze_alike(old, new)
             for before, after in zip(old.variables, new.variables, strict=True):
                 indices = self._indices(before)
                 after.assign(sliced(before.numpy(), indices))
