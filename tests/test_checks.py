@@ -62,7 +62,7 @@ def test_a_legacy_tf_keras_model_is_told_how_to_move():
     legacy = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))])
     with pytest.raises(TypeError, match="legacy tf_keras") as caught:
         check_model(legacy)
-    assert "new.set_weights(old.get_weights())" in str(caught.value)
+    assert "tfc.from_tfmot(model)" in str(caught.value)
 
 
 def test_a_model_of_stand_alone_keras_2_is_told_how_to_move():

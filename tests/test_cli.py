@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -12,11 +13,13 @@ from networks import conv_net, image_data
 
 import tfcompress as tfc
 from tfcompress import cli
+from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilation
 
 COMMANDS = (
     "demo",
     "inspect",
     "export",
+    "from-tfmot",
     "prune-channels",
     "quantize",
     "debug-quantization",
@@ -130,6 +133,55 @@ def test_check_edgetpu_prints_the_table(run):
     assert "Edge TPU" in out and "CONV_2D" in out
 
 
+def test_export_for_the_edge_tpu(run):
+    code, out, _ = run(
+        "export", "qat.keras", "tpu.tflite", "--kind=int8", "--target=edgetpu"
+    )
+    assert code == 0 and "integers only: yes" in out
+    code, out, _ = run("check-edgetpu", "tpu.tflite")
+    assert "CPU" not in out
+
+
+def test_several_models_are_compiled_with_all_options(run, monkeypatch, tmp_path):
+    seen = {}
+
+    def compile_edgetpu(paths, out_dir, **options):
+        seen.update(options, paths=paths)
+        return [EdgeTPUCompilation("a", "l", "16", 3, 1, (), 9, 0, 0, ("one on CPU",))]
+
+    monkeypatch.setattr(cli, "compile_edgetpu", compile_edgetpu)
+    code, out, _ = run(
+        "compile-edgetpu",
+        "int8.tflite",
+        "b.tflite",
+        "--intermediate_tensors=a,b",
+        "--num_segments=2",
+        "--search_delegate",
+        "--container=image",
+    )
+    assert code == 0
+    assert seen["paths"] == ["int8.tflite", "b.tflite"]
+    assert seen["intermediate_tensors"] == ["a", "b"]
+    assert (seen["num_segments"], seen["search_delegate"]) == (2, True)
+    assert seen["container"] == "image"
+    assert out == "a: 3 mapped, 1 on the CPU\none on CPU\n"
+
+
+def test_old_file_becomes_a_keras_3_one(run):
+    tf_keras = pytest.importorskip("tf_keras")
+    old = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))])
+    x = np.ones((4, 3), "float32")
+    expected = old.predict(x, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tf_keras warns of its own format.
+        old.save("old.h5", include_optimizer=False)
+    code, out, _ = run("from-tfmot", "old.h5", "new.keras")
+    assert (code, out) == (0, "new.keras: written\n")
+    new = keras.models.load_model("new.keras")
+    np.testing.assert_allclose(new.predict(x, verbose=0), expected, rtol=1e-6)
+    assert run("inspect", "old.h5")[0] == 0
+
+
 BAD = {
     "no such model": (("measure", "none.tflite"), "No such .tflite file"),
     "no such keras file": (("inspect", "none.keras"), "No such model file"),
@@ -165,6 +217,8 @@ BAD = {
         ("debug-quantization", "--model=plain.keras", "--data=data.npz"),
         "not quantization-aware",
     ),
+    "not of Keras 2": (("from-tfmot", "plain.keras", "a.keras"), "tfc.load_model"),
+    "damaged h5": (("inspect", "bad.h5"), "damaged"),
     "compiler": (("compile-edgetpu", "int8.tflite"), "edgetpu"),
 }
 
@@ -175,6 +229,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, case, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     pathlib.Path("bad.tflite").write_bytes(b"nonsense")
     pathlib.Path("bad.keras").write_bytes(b"nonsense")
+    pathlib.Path("bad.h5").write_bytes(b"\x89HDF\r\n\x1a\nnonsense")
     np.savez("z.npz", z=np.zeros(3))
     np.savez("x.npz", x=image_data(4)[0])
     code, out, err = run(*args)

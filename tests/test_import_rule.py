@@ -26,6 +26,7 @@ LEVELS = {
     "passes": 3,
     "callbacks": 4,
     "deploy": 4,
+    "legacy": 4,
     "measure": 5,
     "plots": 5,
     "debug": 6,

@@ -17,6 +17,8 @@ from tfcompress.deploy.edgetpu_check import check_edgetpu as check_edgetpu
 from tfcompress.deploy.edgetpu_compile import compile_edgetpu as compile_edgetpu
 from tfcompress.deploy.onnx import export_onnx as export_onnx
 from tfcompress.deploy.tflite import export_tflite as export_tflite
+from tfcompress.legacy import from_tfmot as from_tfmot
+from tfcompress.legacy import load_model as load_model
 from tfcompress.measure import measure as measure
 from tfcompress.passes.distill import Distiller as Distiller
 from tfcompress.passes.distill import distill as distill

@@ -44,14 +44,19 @@ def check_model(model, *, argument="model"):
         )
 
 
-def _not_a_model(model, argument):
+def is_legacy_model(model):
+    """Whether `model` is one of Keras 2 (`tf_keras`), by the module of its class."""
     modules = [cls.__module__ + "." for cls in type(model).__mro__]
+    return any(module.startswith(_LEGACY_MODULES) for module in modules)
+
+
+def _not_a_model(model, argument):
     received = f"Received: {argument}={model!r} (of type {type(model).__name__})"
-    if any(module.startswith(_LEGACY_MODULES) for module in modules):
+    if is_legacy_model(model):
         return (
             f"`{argument}` is a legacy tf_keras (Keras 2) model; this library works on "
-            "Keras 3 models. Rebuild it with `import keras`, copy the weights with "
-            f"`new.set_weights(old.get_weights())`, and pass that. {received}"
+            "Keras 3 models. Pass tfc.from_tfmot(model), which is the same model in "
+            f"Keras 3. {received}"
         )
     return f"`{argument}` must be a Keras 3 model (keras.Model). {received}"
 

@@ -6,7 +6,6 @@ import pathlib
 import sys
 import tempfile
 
-import keras
 import numpy as np
 from absl import app
 from absl.flags import argparse_flags
@@ -19,10 +18,11 @@ from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerError, compile_edgetpu
 from tfcompress.deploy.files import check_writable, written_atomically
 from tfcompress.deploy.onnx import export_onnx
-from tfcompress.deploy.tflite import KINDS, export_tflite
+from tfcompress.deploy.tflite import KINDS, TARGETS, export_tflite
 from tfcompress.deploy.tflite_file import read_tflite
 from tfcompress.graph import find_layers, kernels
 from tfcompress.layers import TransformWeights
+from tfcompress.legacy import from_tfmot, load_model
 from tfcompress.measure import measure
 from tfcompress.passes.channel_scores import SCORES
 from tfcompress.passes.quantization_config import PRESETS
@@ -139,6 +139,14 @@ def _parser():
             help="inputs and outputs of an integer .tflite (integers of the kind)",
         ),
         arg("--data", metavar="X.npz", help="calibration examples: array x"),
+        arg("--target", choices=TARGETS, help="operator versions of that compiler"),
+    )
+    command(
+        _from_tfmot,
+        "from-tfmot",
+        arg("model", help=".h5 file of tf_keras, TFMOT's wrappers included"),
+        arg("output", help=".keras file to write"),
+        arg("--data", metavar="X.npz", help="calibration examples: array x"),
     )
     command(
         _prune_channels,
@@ -195,9 +203,16 @@ def _parser():
     command(
         _compile_edgetpu,
         "compile-edgetpu",
-        arg("model", help=".tflite file"),
+        arg("models", nargs="+", help=".tflite files; several are compiled together"),
         arg("--out_dir", help="folder for the result (that of the file)"),
         arg("--compiler", help="path of edgetpu_compiler (the one on PATH)"),
+        arg("--container", help="docker image that has edgetpu_compiler"),
+        arg("--min_runtime_version", type=int, help="oldest runtime (14)"),
+        arg("--num_segments", type=int, help="parts, for as many Edge TPUs"),
+        arg("--intermediate_tensors", help="where to stop: names, comma between"),
+        arg("--search_delegate", action="store_true", help="leave the end on the CPU"),
+        arg("--delegate_search_step", type=int, help="operations a try (1)"),
+        arg("--multiple_subgraphs", action="store_true", help="experimental"),
         arg("--timeout", type=int, default=180, help="seconds (180)"),
     )
     command(
@@ -253,7 +268,7 @@ def _inspect(args):
             f"{floats} operation(s) touch a float tensor" if floats else "integers only"
         )
         return
-    model = _load(args.model)
+    model = load_model(args.model)
     rows = [
         (path, str(tuple(v.shape)), f"{_zeros(v):.1%}")
         for path, v in kernels(model).items()
@@ -280,7 +295,7 @@ def _export(args):
     suffix = pathlib.Path(args.output).suffix
     if suffix not in (".tflite", ".onnx"):
         raise ValueError(f"The output must be a .tflite or .onnx file: {args.output!r}")
-    model = _load(args.model)
+    model = load_model(args.model)
     if suffix == ".onnx":
         if args.data or args.kind != "float32":
             raise ValueError(
@@ -293,9 +308,27 @@ def _export(args):
     data = None if args.data is None else _arrays(args.data)["x"]
     print(
         export_tflite(
-            model, args.output, kind=args.kind, io=args.io, calibration_data=data
+            model,
+            args.output,
+            kind=args.kind,
+            io=args.io,
+            calibration_data=data,
+            target=args.target,
         )
     )
+
+
+def _from_tfmot(args):
+    """Turn a tf_keras model, TFMOT's wrappers included, into a Keras 3 file.
+
+    A quantization-aware one keeps its ranges and grids; --data gives ranges to the
+    activations that TFMOT does not round and TFLite must.
+    """
+    _check_output(args.output)
+    data = None if args.data is None else _arrays(args.data)["x"]
+    model, report = from_tfmot(args.model, calibration_data=data, return_report=True)
+    _save(model, args.output)
+    print(f"{args.output}: written" if report is None else f"{report}")
 
 
 def _quantize(args):
@@ -306,7 +339,7 @@ def _quantize(args):
     """
     _check_output(args.output)
     model = quantize_aware(
-        _load(args.model), args.config, calibration_data=_arrays(args.data)["x"]
+        load_model(args.model), args.config, calibration_data=_arrays(args.data)["x"]
     )
     _save(model, args.output)
     count = len(find_layers(model, TransformWeights))
@@ -321,7 +354,7 @@ def _prune_channels(args):
     """
     _check_output(args.output)
     small, report = prune_channels(
-        _load(args.model),
+        load_model(args.model),
         args.amount,
         budget=None if args.budget is None else dict(map(_limit, args.budget)),
         scope=args.scope,
@@ -368,7 +401,7 @@ def _debug_quantization(args):
     """
     print(
         debug_quantization(
-            _load(args.model),
+            load_model(args.model),
             args.file,
             _arrays(args.data)["x"],
             examples=args.examples,
@@ -398,7 +431,7 @@ def _measured(args):
     data = (arrays["x"], arrays["y"]) if "y" in arrays else arrays.get("x")
     return [
         measure(
-            path if path.endswith(".tflite") else _load(path),
+            path if path.endswith(".tflite") else load_model(path),
             data,
             name=pathlib.Path(path).name,
         )
@@ -419,11 +452,24 @@ def _compile_edgetpu(args):
 
     The compiler must be installed (x86-64 Linux); the error says how to get it.
     """
+    names = args.intermediate_tensors
     with Console(stderr=True).status("Running edgetpu_compiler"):
-        result = compile_edgetpu(
-            args.model, args.out_dir, compiler=args.compiler, timeout_sec=args.timeout
+        results = compile_edgetpu(
+            args.models,
+            args.out_dir,
+            compiler=args.compiler,
+            container=args.container,
+            min_runtime_version=args.min_runtime_version,
+            num_segments=args.num_segments,
+            intermediate_tensors=None if names is None else names.split(","),
+            search_delegate=args.search_delegate,
+            delegate_search_step=args.delegate_search_step,
+            multiple_subgraphs=args.multiple_subgraphs,
+            timeout_sec=args.timeout,
         )
-    print(f"{result.path}: {result.mapped_count} mapped, {result.cpu_count} on the CPU")
+    for result in results:
+        counts = f"{result.mapped_count} mapped, {result.cpu_count} on the CPU"
+        print("\n".join([f"{result.path}: {counts}", *result.warnings]))
 
 
 def _table(header, rows):
@@ -431,17 +477,6 @@ def _table(header, rows):
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def _load(path):
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"No such model file: {path!r}")
-    try:
-        return keras.models.load_model(path, compile=False)
-    except Exception as err:
-        raise ValueError(
-            f"Cannot load {path!r} as a Keras 3 model: {_one_line(err)[:300]}"
-        ) from err
 
 
 def _arrays(path):

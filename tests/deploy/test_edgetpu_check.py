@@ -315,18 +315,53 @@ def test_rule(case):
     assert bool(op.reason) == bool(reason)
 
 
+@pytest.mark.parametrize("case", _RULES)
+def test_what_stays_on_the_cpu_has_a_remedy(case):
+    op = _one(_RULES[case][0])
+    assert op.mapped or op.remedy
+
+
+@pytest.mark.parametrize("name", _names(".json"))
+def test_every_cpu_operation_of_the_pairs_has_a_remedy(name, shared_dir):
+    truth = json.loads((shared_dir / f"edgetpu/pairs/{name}.json").read_text())
+    for op in check_file(_file_of(truth)).operations:
+        assert op.mapped or (op.reason and op.remedy), op
+
+
+@pytest.mark.parametrize(
+    "operator, remedy",
+    [
+        ("HARD_SWISH", "tfc.replace_activations(model, {'hard_silu': 'relu6'})"),
+        ("ELU", "tfc.replace_activations(model, {'elu': 'relu6'})"),
+        ("LEAKY_RELU", "tfc.replace_activations(model, {'leaky_relu': 'relu'})"),
+    ],
+)
+def test_activations_are_replaced_by_our_verb(operator, remedy):
+    assert remedy in _one(lambda g, x: g.op(operator, x)).remedy
+
+
+def test_operator_that_is_younger_than_the_compiler_refuses_the_file():
+    graph = Graph()
+    x = graph.input()
+    graph.op("GELU", graph.op("ADD", x, x))
+    for op in graph.check().operations:
+        assert not op.mapped and not op.certain
+        assert "refuses the file: GELU (operation 1)" in op.reason
+        assert "tfc.replace_activations(model, {'gelu': 'relu6'})" in op.remedy
+
+
 def test_all_that_depends_on_a_cpu_operation_stays_on_the_cpu():
     graph = Graph()
     x = graph.input()
     first = graph.op("ADD", x, x)
-    on_cpu = graph.op("GELU", first)
+    on_cpu = graph.op("LEAKY_RELU", first)
     after = graph.op("MUL", on_cpu, on_cpu)
     graph.op("SUB", after, first)
     graph.op("LOGISTIC", first)
     check = graph.check()
     assert [op.mapped for op in check.operations] == [True, False, False, False, True]
     for op in check.operations[2:4]:
-        assert op.reason == "depends on operation 1 GELU, which is on the CPU"
+        assert op.reason == "depends on operation 1 LEAKY_RELU, which is on the CPU"
         assert op.remedy == "Solve operation 1 first."
         assert op.certain
 
@@ -418,9 +453,10 @@ def test_dense_per_channel_is_mapped_for_sure():
 def test_printed_table_is_aligned():
     graph = Graph()
     x = graph.input()
-    graph.op("GELU", graph.op("TRANSPOSE", x, graph.integers(0, 2, 1, 3)))
+    graph.op("LEAKY_RELU", graph.op("TRANSPOSE", x, graph.integers(0, 2, 1, 3)))
     check = graph.check()
-    title, *lines = str(check).splitlines()
+    title, *lines, memory = str(check).splitlines()
+    assert memory.startswith("parameters take 0.00 to ")
     assert title == "model.tflite: 1 of 2 operations map (1 uncertain, marked ?)"
     assert lines[0].split() == ["#", "operator", "where", "reason", "remedy"]
     column = lines[0].index("reason")

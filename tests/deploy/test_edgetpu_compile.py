@@ -61,7 +61,7 @@ def test_success_puts_model_and_log_beside_the_input(model, fake):
     assert (result.mapped_count, result.cpu_count) == (3, 0)
     assert [row.count for row in result.statuses] == [2, 1]
     assert result.bytes == output.stat().st_size
-    assert (result.on_chip_bytes, result.off_chip_bytes) == (68.5 * 1024, 0)
+    assert (result.on_chip_bytes, result.off_chip_bytes) == (66 * 1024, 0)
     assert result.warnings == ()
     assert sorted(path.name for path in model.parent.iterdir()) == [
         "dense.tflite",
@@ -87,10 +87,14 @@ def test_settings_reach_the_compiler(model, fake, tmp_path):
         compiler=program,
         min_runtime_version=13,
         search_delegate=True,
+        delegate_search_step=4,
+        multiple_subgraphs=True,
         timeout_sec=20,
     )
     *settings, out_flag, folder, path = json.loads((tmp_path / "notes").read_text())
-    assert settings == ["-s", "-m", "13", "-d", "--timeout_sec", "20"]
+    assert settings == shlex.split(
+        "-s -m 13 -d --delegate_search_step 4 -a --timeout_sec 20"
+    )
     assert (out_flag, path) == ("-o", str(model))
     assert not pathlib.Path(folder).exists()
 
@@ -109,6 +113,12 @@ def test_older_compilers_get_no_timeout_by_default(model, fake, tmp_path):
             "fails",
             "large activation tensors in model. Make the input or the largest layer",
         ),
+        ("not_quantized", "Model not quantized. Export it with tfc.export_tflite"),
+        (
+            "unknown_version",
+            "builtin opcode 'EXP' version '2'. The compiler knows only",
+        ),
+        ("dynamic", "graph that has dynamic-sized tensors. Give every keras.Input"),
         ("silent", "exit code 1 without a reason. See check_edgetpu"),
         ("crashes", "crashed (SIGSEGV)"),
         ("empty", "one output file expected, found []"),
@@ -133,6 +143,193 @@ def test_failure_says_why_and_keeps_the_old_result(model, fake, behaviour, messa
     assert old.read_bytes() == b"old model"
     assert old.with_suffix(".log").read_text() == "old log"
     assert len(list(model.parent.iterdir())) == 3  # No temporary folder is left.
+
+
+def test_models_are_compiled_together(model, fake, tmp_path):
+    fake("success")
+    second = model.with_name("second.tflite")
+    second.write_bytes(MODEL.read_bytes())
+    results = compile_edgetpu([model, second])
+    assert [pathlib.Path(r.path).name for r in results] == [
+        "dense_edgetpu.tflite",
+        "second_edgetpu.tflite",
+    ]
+    for result in results:
+        assert (result.mapped_count, result.cpu_count) == (3, 0)
+        assert [row.count for row in result.statuses] == [2, 1]
+        assert pathlib.Path(result.log_path).exists()
+    assert json.loads((tmp_path / "notes").read_text())[-2:] == [
+        str(model),
+        str(second),
+    ]
+
+
+def test_one_model_of_two_with_nothing_mapped_is_named_and_none_is_kept(model, fake):
+    fake("second_unmapped")
+    second = model.with_name("second.tflite")
+    second.write_bytes(MODEL.read_bytes())
+    with pytest.raises(EdgeTPUCompilerError) as error:
+        compile_edgetpu([model, second])
+    assert "nothing of 'second' was mapped" in str(error.value)
+    assert "2 QUANTIZE: Operation is working on an unsupported" in str(error.value)
+    assert "Mapped to Edge TPU" not in str(error.value)
+    assert len(list(model.parent.iterdir())) == 2
+
+
+def test_segments_come_in_order(model, fake, tmp_path):
+    fake("success")
+    first, second = compile_edgetpu(model, num_segments=2)
+    assert pathlib.Path(first.path).name == "dense_segment_0_of_2_edgetpu.tflite"
+    assert pathlib.Path(second.path).name == "dense_segment_1_of_2_edgetpu.tflite"
+    assert (second.mapped_count, second.cpu_count) == (3, 0)
+    assert second.on_chip_bytes == 66 * 1024
+    assert len(list(model.parent.iterdir())) == 5  # Neither folder nor uncompiled ones.
+
+
+def test_segment_that_fails_after_the_first_fails_all(model, fake):
+    fake("second_fails")
+    with pytest.raises(EdgeTPUCompilerError, match="Restored original execution plan"):
+        compile_edgetpu(model, num_segments=2)
+    assert len(list(model.parent.iterdir())) == 1
+
+
+def test_search_finds_what_compiles(model, fake):
+    fake("needs_search")
+    with pytest.raises(EdgeTPUCompilerError, match="or pass search_delegate=True"):
+        compile_edgetpu(model)
+    result = compile_edgetpu(model, search_delegate=True)
+    assert (result.mapped_count, result.cpu_count) == (2, 1)
+
+
+def test_intermediate_tensors_are_checked_and_passed_on(model, fake, tmp_path):
+    fake("needs_search")
+    (_, dense, _) = read_tflite(MODEL).operations
+    name = dense.outputs[0].name
+    result = compile_edgetpu(model, intermediate_tensors=[name])
+    assert (result.mapped_count, result.cpu_count) == (2, 1)
+    arguments = json.loads((tmp_path / "notes").read_text())
+    assert arguments[arguments.index("-i") + 1] == name
+    with pytest.raises(ValueError, match="no operation computes 'dens'") as error:
+        compile_edgetpu(model, intermediate_tensors="dens")
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_segments": 1}, "`num_segments` must be a whole number, 2 or more"),
+        ({"min_runtime_version": "13"}, "Received: min_runtime_version='13'"),
+        ({"delegate_search_step": 2}, "Pass search_delegate=True too"),
+        (
+            {"search_delegate": True, "intermediate_tensors": "a"},
+            "chooses the intermediate tensors by itself",
+        ),
+        ({"intermediate_tensors": []}, "`intermediate_tensors` is empty"),
+        ({"compiler": "a", "container": "b"}, "not both"),
+    ],
+)
+def test_options_out_of_place_are_errors(model, fake, tmp_path, options, message):
+    fake("success")
+    with pytest.raises(ValueError, match=message):
+        compile_edgetpu(model, **options)
+    assert not (tmp_path / "notes").exists()
+
+
+def test_lists_of_models_are_checked(model, fake, tmp_path):
+    fake("success")
+    other = tmp_path / "dense.tflite"
+    other.write_bytes(MODEL.read_bytes())
+    with pytest.raises(ValueError, match="dense.tflite more than once"):
+        compile_edgetpu([model, other])
+    with pytest.raises(ValueError, match="is an empty list"):
+        compile_edgetpu([])
+    second = model.with_name("second.tflite")
+    second.write_bytes(MODEL.read_bytes())
+    with pytest.raises(ValueError, match="Compile them one by one"):
+        compile_edgetpu([model, second], num_segments=2)
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch):
+    """A machine with docker, an image and no compiler; returns the calls of docker."""
+    folder = tmp_path / "only"
+    folder.mkdir()
+    program = folder / "docker"
+    command = shlex.join([sys.executable, str(HERE / "fake_docker.py")])
+    program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    program.chmod(0o755)
+    notes = tmp_path / "docker"
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setenv("FAKE_DOCKER_NOTES", str(notes))
+    monkeypatch.setenv("FAKE_DOCKER_IMAGES", "edgetpu-compiler my/image:2")
+    monkeypatch.setenv("FAKE_EDGETPU", "success")
+    monkeypatch.setenv("FAKE_EDGETPU_NOTES", str(tmp_path / "notes"))
+    return lambda: [json.loads(line) for line in notes.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("image", [None, "my/image:2"])
+def test_container_compiles_where_there_is_no_compiler(model, docker, image):
+    result = compile_edgetpu(model, container=image)
+    assert result.container == image or result.container == "edgetpu-compiler"
+    assert (result.mapped_count, result.cpu_count) == (3, 0)
+    assert result.path == str(model.with_name("dense_edgetpu.tflite"))
+    assert len(list(model.parent.iterdir())) == 3
+    run = docker()[-1]
+    assert run[0] == "run" and "--rm" in run
+    assert run[run.index("--network") + 1] == "none"
+    assert run[run.index(result.container) + 1] == "edgetpu_compiler"
+
+
+def test_compiler_on_this_machine_goes_before_a_container(model, docker, fake):
+    fake("success")
+    assert compile_edgetpu(model).container == ""
+
+
+def test_failure_within_the_container_is_the_compilers(model, docker, monkeypatch):
+    monkeypatch.setenv("FAKE_EDGETPU", "fails")
+    with pytest.raises(EdgeTPUCompilerError, match="large activation tensors"):
+        compile_edgetpu(model)
+
+
+def test_image_without_the_compiler_is_an_error(model, docker, monkeypatch):
+    monkeypatch.setenv("FAKE_EDGETPU", "no_compiler")
+    with pytest.raises(EdgeTPUCompilerError, match="docker cannot run .* not found"):
+        compile_edgetpu(model)
+
+
+def test_container_that_hangs_is_killed(model, docker, monkeypatch, tmp_path):
+    monkeypatch.setenv("FAKE_EDGETPU", "hangs")
+    with pytest.raises(EdgeTPUCompilerError, match="did not finish in 2 seconds"):
+        compile_edgetpu(model, timeout_sec=2)
+    run, kill = docker()[-2:]
+    assert kill == ["kill", run[run.index("--name") + 1]]
+    assert not _runs(int((tmp_path / "docker.pid").read_text()))
+
+
+@pytest.mark.parametrize(
+    "images, image, message",
+    [
+        ("", None, "No executable edgetpu_compiler on PATH"),
+        ("", "my/image:2", "No such image: my/image:2"),
+        (None, "my/image:2", "Cannot connect to the Docker daemon"),
+    ],
+)
+def test_without_image_the_error_says_how_to_build_one(
+    model, docker, monkeypatch, images, image, message
+):
+    if images is None:
+        monkeypatch.delenv("FAKE_DOCKER_IMAGES")
+    else:
+        monkeypatch.setenv("FAKE_DOCKER_IMAGES", images)
+    with pytest.raises(EdgeTPUCompilerNotFound, match=message) as error:
+        compile_edgetpu(model, container=image)
+    assert "docker build -t edgetpu-compiler" in str(error.value)
+
+
+def test_without_docker_a_container_is_an_error(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EdgeTPUCompilerNotFound, match="no docker on PATH"):
+        compile_edgetpu(model, container="my/image:2")
 
 
 def test_nothing_mapped_quotes_the_check(fake, tmp_path):

@@ -25,6 +25,7 @@ from tfcompress.graph import flat_call, symbolic_inputs
 
 IO_TYPES = {"int8": tf.int8, "uint8": tf.uint8, "float32": tf.float32}
 _LOOPS = ("While", "StatelessWhile")
+_ONE_SCALE_DENSE = "_experimental_disable_per_channel_quantization_for_dense_layers"
 
 
 def convert(model, batch_size, configure):
@@ -46,7 +47,7 @@ def convert(model, batch_size, configure):
         return _convert_saved(folder, configure)
 
 
-def calibrate_and_convert(model, batch_size, io, calibration):
+def calibrate_and_convert(model, batch_size, io, calibration, *, one_scale_dense=False):
     """Converts a float model to integers, with ranges that the converter measures.
 
     The converter's calibration of a graph with a loop can end the process, without an
@@ -57,6 +58,7 @@ def calibrate_and_convert(model, batch_size, io, calibration):
         batch_size: Batch size of the file; `None` leaves it open.
         io: Type of inputs and outputs.
         calibration: What `examples` returned.
+        one_scale_dense: Whether a dense kernel has one scale for all units.
 
     Returns:
         Bytes of the file.
@@ -68,16 +70,18 @@ def calibrate_and_convert(model, batch_size, io, calibration):
         _save(model, batch_size, folder)
         if has_loop(folder):
             return _convert_apart(folder, io, calibration)
-        return _convert_saved(folder, int8_settings(io, calibration))
+        settings = int8_settings(io, calibration, one_scale_dense=one_scale_dense)
+        return _convert_saved(folder, settings)
 
 
-def int8_settings(io, calibration=None):
+def int8_settings(io, calibration=None, *, one_scale_dense=False):
     """What the converter needs to be told for a file of 8-bit integers.
 
     Args:
         io: Type of inputs and outputs: `"int8"`, `"uint8"` or `"float32"`.
         calibration: What `examples` returned; `None` for a model with fake
             quantization.
+        one_scale_dense: Whether a dense kernel has one scale for all units.
 
     Returns:
         Function that sets up a `tf.lite.TFLiteConverter`.
@@ -87,6 +91,8 @@ def int8_settings(io, calibration=None):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = IO_TYPES[io]
         converter.inference_output_type = IO_TYPES[io]
+        if one_scale_dense:
+            setattr(converter, _ONE_SCALE_DENSE, True)
         if calibration is not None:
             converter.representative_dataset = lambda: _single(calibration)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]

@@ -13,6 +13,7 @@ Example:
 
 from dataclasses import dataclass
 
+from tfcompress.deploy.edgetpu_memory import EdgeTPUMemory, estimate_memory
 from tfcompress.deploy.edgetpu_rules import cpu, file_refusal, judge, unsure
 from tfcompress.deploy.tflite_file import read_tflite
 
@@ -47,10 +48,13 @@ class EdgeTPUCheck:
     Attributes:
         path: Path of the file.
         operations: One `MappedOperation` per TFLite operation, in file order.
+        memory: `EdgeTPUMemory`: whether the parameters of the mapped operations will
+            stay on the chip.
     """
 
     path: str
     operations: tuple
+    memory: EdgeTPUMemory
 
     @property
     def mapped_count(self):
@@ -81,7 +85,8 @@ class EdgeTPUCheck:
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
             for row in rows
         )
-        return "\n".join([title, *(line.rstrip() for line in lines)])
+        memory = [str(self.memory)] if self.mapped_count else []
+        return "\n".join([title, *(line.rstrip() for line in lines), *memory])
 
 
 def check_edgetpu(path):
@@ -128,8 +133,12 @@ def check_file(file):
     else:
         verdicts = [judge(op, file.inputs) for op in file.operations]
         verdicts = _follow_dependencies(file, verdicts)
+    mapped = [
+        op for op, verdict in zip(file.operations, verdicts, strict=True) if verdict[0]
+    ]
     return EdgeTPUCheck(
         path=file.path,
+        memory=estimate_memory(mapped),
         operations=tuple(
             MappedOperation(op.index, op.operator, *verdict)
             for op, verdict in zip(file.operations, verdicts, strict=True)

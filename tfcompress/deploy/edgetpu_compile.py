@@ -5,44 +5,35 @@ Example:
     compilation = compile_edgetpu("model.tflite")
     compilation.path                                    # model_edgetpu.tflite
     compilation.mapped_count, compilation.off_chip_bytes
+
+    first, second = compile_edgetpu(["a.tflite", "b.tflite"])    # share the memory
+    stages = compile_edgetpu("big.tflite", num_segments=3)       # for three Edge TPUs
     ```
 """
 
 import os
 import pathlib
-import shutil
 import signal
-import subprocess
 import tempfile
 from dataclasses import dataclass
 
 from tfcompress.deploy.edgetpu_check import COMPILED_OPERATOR, check_file
-from tfcompress.deploy.edgetpu_log import parse_compiler_output
-from tfcompress.deploy.tflite_file import read_tflite
-
-_COMPILER = "edgetpu_compiler"
-_DEFAULT_TIMEOUT_SEC = 180
-
-
-class EdgeTPUCompilerNotFound(FileNotFoundError):
-    """There is no `edgetpu_compiler` here."""
-
-
-class EdgeTPUCompilerError(RuntimeError):
-    """The compiler failed, or mapped nothing.
-
-    Attributes:
-        log: The `CompilerLog` of its output; `log.text` is the output itself.
-    """
-
-    def __init__(self, message, log=None):
-        super().__init__(message)
-        self.log = log
+from tfcompress.deploy.edgetpu_log import CompiledModel, parse_compiler_output
+from tfcompress.deploy.edgetpu_options import DEFAULT_TIMEOUT_SEC, compiler_options
+from tfcompress.deploy.edgetpu_process import (
+    COMPILER,
+    EdgeTPUCompilerError,
+    find_compiler,
+)
+from tfcompress.deploy.edgetpu_process import (
+    EdgeTPUCompilerNotFound as EdgeTPUCompilerNotFound,
+)
+from tfcompress.deploy.tflite_file import TFLiteFile, read_tflite
 
 
 @dataclass(frozen=True)
 class EdgeTPUCompilation:
-    """A model compiled for the Edge TPU.
+    """A model, or a segment of one, compiled for the Edge TPU.
 
     Attributes:
         path: Path of the compiled model.
@@ -55,6 +46,7 @@ class EdgeTPUCompilation:
         on_chip_bytes: Parameters kept on the Edge TPU; `None` if not said.
         off_chip_bytes: Parameters fetched at every inference; `None` if not said.
         warnings: What makes it slower than it could be, one sentence each.
+        container: Name of the docker image that the compiler ran in; empty if none.
     """
 
     path: str
@@ -67,6 +59,7 @@ class EdgeTPUCompilation:
     on_chip_bytes: int | None
     off_chip_bytes: int | None
     warnings: tuple
+    container: str = ""
 
 
 def compile_edgetpu(
@@ -74,108 +67,163 @@ def compile_edgetpu(
     out_dir=None,
     *,
     compiler=None,
+    container=None,
     min_runtime_version=None,
+    num_segments=None,
+    intermediate_tensors=None,
     search_delegate=False,
-    timeout_sec=_DEFAULT_TIMEOUT_SEC,
+    delegate_search_step=None,
+    multiple_subgraphs=False,
+    timeout_sec=DEFAULT_TIMEOUT_SEC,
 ):
-    """Compiles a `.tflite` file for the Edge TPU.
+    """Compiles a `.tflite` file for the Edge TPU, or several for one Edge TPU.
 
     The result, `NAME_edgetpu.tflite` and `NAME_edgetpu.log`, is moved to its place
-    when it is complete: after a failure an older result is still there, untouched.
+    when all of it is complete: after a failure older results are still there,
+    untouched.
 
     Args:
-        path: Path of an 8-bit `.tflite` file.
+        path: Path of an 8-bit `.tflite` file; or a list of paths, whose models are
+            compiled together and share the memory for parameters, the first ones
+            first.
         out_dir: Folder for the result, created if absent; by default that of `path`.
         compiler: Path or name of the compiler; by default `edgetpu_compiler` on PATH.
+        container: Name of a docker image that has `edgetpu_compiler`. Where there is
+            no compiler but docker has an image `edgetpu-compiler`, that is taken.
         min_runtime_version: Oldest Edge TPU runtime that must run the result, such as
             13; by default the compiler's choice (14 for version 16).
+        num_segments: Cuts the model into so many parts, to be run as a pipeline on as
+            many Edge TPUs. Not with several models.
+        intermediate_tensors: Names of tensors at which the Edge TPU part ends; all
+            that follows stays on the CPU.
         search_delegate: Whether to leave more and more of the model's end on the CPU
-            until it compiles.
+            until it compiles. Not with `intermediate_tensors`, which it chooses.
+        delegate_search_step: Number of operations by which that goes on.
+        multiple_subgraphs: Whether the model may go to the Edge TPU in several parts.
+            The compiler calls this experimental.
         timeout_sec: Seconds after which the compiler is killed, tries included.
 
     Returns:
-        An `EdgeTPUCompilation`.
+        An `EdgeTPUCompilation`; for a list of paths a tuple of them in its order; with
+        `num_segments` a tuple of them, first segment first.
 
     Raises:
         FileNotFoundError: If there is no such file; `EdgeTPUCompilerNotFound` if there
             is no compiler.
-        ValueError: If the file is damaged, no TFLite model, or compiled already, or
-            `timeout_sec` is not positive.
+        ValueError: If a file is damaged, no TFLite model, or compiled already, or an
+            option is out of place.
         EdgeTPUCompilerError: If the compiler fails, takes too long, writes nothing
-            usable or maps nothing; `.log` holds its parsed output.
+            usable or maps nothing in one of the models or segments; `.log` holds its
+            parsed output.
+
+    Reference:
+        https://coral.ai/docs/edgetpu/compiler/ (options of version 16)
     """
-    if not timeout_sec > 0:
-        raise ValueError(
-            f"`timeout_sec` must be positive. Received: timeout_sec={timeout_sec}."
-        )
-    model = read_tflite(path)
-    check = check_file(model)
-    program = _find(compiler)
-    path = pathlib.Path(path).resolve()
-    out_dir = path.parent if out_dir is None else pathlib.Path(out_dir)
+    several = isinstance(path, (list, tuple))
+    paths = [pathlib.Path(p).resolve() for p in (path if several else [path])]
+    _check_names(paths)
+    models = [read_tflite(p) for p in paths]
+    checks = [check_file(model) for model in models]
+    options = compiler_options(
+        models,
+        min_runtime_version=min_runtime_version,
+        num_segments=num_segments,
+        intermediate_tensors=intermediate_tensors,
+        search_delegate=search_delegate,
+        delegate_search_step=delegate_search_step,
+        multiple_subgraphs=multiple_subgraphs,
+        timeout_sec=timeout_sec,
+    )
+    program = find_compiler(compiler, container)
+    out_dir = paths[0].parent if out_dir is None else pathlib.Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    command = [program, "-s"]
-    if min_runtime_version is not None:
-        command += ["-m", str(min_runtime_version)]
-    if search_delegate:
-        command += ["-d"]
-    if timeout_sec != _DEFAULT_TIMEOUT_SEC:
-        # Only from version 16 on: older compilers refuse options they do not know.
-        command += ["--timeout_sec", str(max(1, round(timeout_sec)))]
+    job = _Job(program, tuple(paths), tuple(checks), num_segments)
     # Inside `out_dir`, since os.replace is atomic only within a file system.
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".edgetpu_") as folder:
         folder = pathlib.Path(folder)
-        command += ["-o", str(folder), str(path)]
-        code, log = _run(command, folder, timeout_sec)
+        code, log = program.run(options, paths, folder, timeout_sec)
         if code != 0:
-            raise _failed(path, log, _why_stopped(code, log, timeout_sec))
-        output = _checked_output(folder, path, check, log)
-        return _publish(output, model, log, out_dir, path.stem)
+            raise job.failed(log, _why_stopped(code, log, timeout_sec))
+        outputs = job.outputs(folder, log)
+        compiled = tuple(_publish(output, log, out_dir, job) for output in outputs)
+    return compiled if several or num_segments else compiled[0]
 
 
-def _find(compiler):
-    found = shutil.which(os.fspath(compiler or _COMPILER))
-    if found is None:
-        where = f"at {os.fspath(compiler)!r}" if compiler else "on PATH"
-        raise EdgeTPUCompilerNotFound(
-            f"No executable {_COMPILER} {where}. It is a proprietary program for "
-            "x86-64 Linux only, from Google Coral's Debian repository (package "
-            "edgetpu-compiler); on other systems it runs in Colab or in an x86-64 "
-            "Docker container. Put it on PATH or pass compiler=."
+def _check_names(paths):
+    if not paths:
+        raise ValueError("`path` is an empty list. Pass at least one .tflite file.")
+    names = [p.name for p in paths]
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise ValueError(
+            "Files that are compiled together must have different names, for so have "
+            f"the results. Received: {', '.join(double)} more than once."
         )
-    return os.path.abspath(found)
 
 
-def _run(command, folder, timeout_sec):
-    """Returns exit code (None after a time-out) and parsed output."""
-    captured = folder / "output.txt"
-    # A file, not a pipe: a pipe stays open as long as any descendant holds it.
-    with open(captured, "wb") as stream:
+@dataclass(frozen=True)
+class _Output:
+    """A compiled file, still in the temporary folder."""
+
+    file: TFLiteFile
+    told: CompiledModel
+    operations: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What was asked of the compiler."""
+
+    program: object
+    paths: tuple
+    checks: tuple
+    segments: int | None
+
+    def failed(self, log, why):
+        names = ", ".join(repr(path.name) for path in self.paths)
+        return EdgeTPUCompilerError(f"{COMPILER} failed on {names}: {why}", log)
+
+    def expected(self):
+        """Names of the files that the compiler shall write, with the check of each."""
+        stems = [path.stem for path in self.paths]
+        if self.segments:
+            parts = range(self.segments)
+            stems = [f"{stems[0]}_segment_{i}_of_{self.segments}" for i in parts]
+        checks = self.checks if not self.segments else self.checks * self.segments
+        return {f"{s}_edgetpu.tflite": c for s, c in zip(stems, checks, strict=True)}
+
+    def outputs(self, folder, log):
+        """The compiled files in `folder`, as `_Output`s.
+
+        Raises:
+            EdgeTPUCompilerError: If one is missing, cannot be read or has nothing for
+                the Edge TPU.
+        """
+        expected = self.expected()
+        written = {file.name for file in folder.glob("*_edgetpu.tflite")}
+        if written != set(expected):
+            why = f"{log.failure}. {log.remedy}" if log.failure else "See .log.text."
+            files = "one output file" if len(expected) == 1 else f"{sorted(expected)}"
+            raise self.failed(log, f"{files} expected, found {sorted(written)}. {why}")
+        told = {pathlib.Path(m.output).name: m for m in log.models if m.output}
+        return [
+            self._output(folder / name, told.get(name, CompiledModel()), check, log)
+            for name, check in expected.items()
+        ]
+
+    def _output(self, path, told, check, log):
         try:
-            process = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+            file = read_tflite(path)
+        except ValueError as err:
+            why = (
+                f"its output is no readable TFLite model ({path.stat().st_size} "
+                "bytes). Is the disk full? Run it again."
             )
-        except OSError as err:
-            raise EdgeTPUCompilerError(
-                f"{command[0]!r} does not start ({err.strerror}): {_COMPILER} is an "
-                "x86-64 Linux program. Use Colab or an x86-64 Docker container.",
-                parse_compiler_output(""),
-            ) from err
-        try:
-            code = process.wait(timeout_sec)
-        except BaseException as err:
-            # The compiler's own child process would go on without its parent.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if not isinstance(err, subprocess.TimeoutExpired):
-                raise
-            code = None
-    return code, parse_compiler_output(captured.read_text(errors="replace"))
+            raise self.failed(log, why) from err
+        if not any(op.operator == COMPILED_OPERATOR for op in file.operations):
+            raise self.failed(log, _why_nothing_mapped(path, check, log))
+        count = told.total_operations if self.segments else len(check.operations)
+        return _Output(file, told, count or 0)
 
 
 def _why_stopped(code, log, timeout_sec):
@@ -199,35 +247,15 @@ def _why_stopped(code, log, timeout_sec):
     )
 
 
-def _failed(path, log, why):
-    return EdgeTPUCompilerError(f"{_COMPILER} failed on {path.name!r}: {why}", log)
-
-
-def _checked_output(folder, path, check, log):
-    """The compiled model in `folder`, as a `TFLiteFile`."""
-    written = sorted(folder.glob("*_edgetpu.tflite"))
-    if len(written) != 1:
-        names = [file.name for file in written]
-        why = f"{log.failure}. {log.remedy}" if log.failure else "See .log.text."
-        raise _failed(path, log, f"one output file expected, found {names}. {why}")
-    try:
-        output = read_tflite(written[0])
-    except ValueError as err:
-        raise _failed(
-            path,
-            log,
-            f"its output is no readable TFLite model ({written[0].stat().st_size} "
-            "bytes). Is the disk full? Run it again.",
-        ) from err
-    if not any(op.operator == COMPILED_OPERATOR for op in output.operations):
-        raise _failed(path, log, _why_nothing_mapped(check, log))
-    return output
-
-
-def _why_nothing_mapped(check, log):
-    rows = "; ".join(f"{r.count} {r.operator}: {r.status}" for r in log.statuses)
+def _why_nothing_mapped(path, check, log):
+    statuses = _statuses(path, log)
+    rows = "; ".join(f"{r.count} {r.operator}: {r.status}" for r in statuses)
     first = next((op for op in check.operations if not op.mapped), None)
-    parts = [f"nothing was mapped to the Edge TPU. Compiler: {rows or 'no table'}."]
+    what = path.stem.removesuffix("_edgetpu")
+    which = f" of {what!r}" if len(log.models) > 1 else ""
+    parts = [
+        f"nothing{which} was mapped to the Edge TPU. Compiler: {rows or 'no table'}."
+    ]
     if first is not None:
         parts.append(
             f"Operation {first.index} {first.operator}: {first.reason}. {first.remedy}"
@@ -237,41 +265,50 @@ def _why_nothing_mapped(check, log):
     return " ".join(parts)
 
 
-def _publish(output, model, log, out_dir, stem):
-    target = out_dir / f"{stem}_edgetpu.tflite"
-    target_log = target.with_suffix(".log")
-    written = pathlib.Path(output.path)
+def _statuses(path, log):
+    """The table of one compiled file: of its own log, or of the only one there is."""
+    own = path.with_suffix(".log")
+    statuses = ()
+    if own.exists():
+        statuses = parse_compiler_output(own.read_text(errors="replace")).statuses
+    return statuses or log.statuses
+
+
+def _publish(output, log, out_dir, job):
+    written = pathlib.Path(output.file.path)
+    target = out_dir / written.name
+    statuses = _statuses(written, log)
     written_log = written.with_suffix(".log")
     if not written_log.exists():
         written_log.write_text(log.text)
-    statuses = log.statuses or parse_compiler_output(written_log.read_text()).statuses
-    os.replace(written_log, target_log)
+    os.replace(written_log, target.with_suffix(".log"))
     os.replace(written, target)
-    cpu = sum(op.operator != COMPILED_OPERATOR for op in output.operations)
-    told = log.models[-1] if log.models else None
-    off_chip = told.off_chip_bytes if told else None
+    cpu = sum(op.operator != COMPILED_OPERATOR for op in output.file.operations)
+    total = output.operations or sum(row.count for row in statuses)
     return EdgeTPUCompilation(
         path=str(target),
-        log_path=str(target_log),
+        log_path=str(target.with_suffix(".log")),
         compiler_version=log.compiler_version,
-        mapped_count=len(model.operations) - cpu,
+        mapped_count=total - cpu,
         cpu_count=cpu,
         statuses=statuses,
-        bytes=output.bytes,
-        on_chip_bytes=told.on_chip_used_bytes if told else None,
-        off_chip_bytes=off_chip,
-        warnings=tuple(_warnings(model, cpu, off_chip)),
+        bytes=output.file.bytes,
+        on_chip_bytes=output.told.on_chip_used_bytes,
+        off_chip_bytes=output.told.off_chip_bytes,
+        warnings=tuple(_warnings(total, cpu, output.told.off_chip_bytes)),
+        container=job.program.image,
     )
 
 
-def _warnings(model, cpu, off_chip):
+def _warnings(total, cpu, off_chip):
     if cpu:
         yield (
-            f"{cpu} of {len(model.operations)} operations run on the CPU: see "
-            "check_edgetpu(path) for the reasons."
+            f"{cpu} of {total} operations run on the CPU: see check_edgetpu(path) for "
+            "the reasons."
         )
     if off_chip:
         yield (
             f"{off_chip} bytes of parameters do not fit on the chip and are fetched "
-            "at every inference: a smaller model will be much faster."
+            "at every inference: a smaller model, or num_segments for several Edge "
+            "TPUs, will be much faster."
         )

@@ -19,6 +19,10 @@ import numpy as np
 from tfcompress.deploy.tflite_file import FLOAT_TYPES
 
 _EXPORT = 'Export it with tfc.export_tflite(model, path, kind="int8").'
+_TARGET = (
+    'Export it with tfc.export_tflite(model, path, kind="int8", target="edgetpu").'
+)
+_BATCH = "Keep the batch dimension as it is, with batch size 1."
 _LAST = "Replace it, or let it run after the model."
 _INTEGERS = ("INT8", "UINT8")
 
@@ -46,7 +50,7 @@ def unsure(reason, remedy=""):
     return Verdict(True, False, reason, remedy)
 
 
-def _beyond(limit, remedy=""):
+def _beyond(limit, remedy):
     return cpu(f"documented limit exceeded: {limit}", remedy, certain=False)
 
 
@@ -57,8 +61,34 @@ _REFUSED_VERSIONS = {
     "EXP": 2,
     "REVERSE_V2": 3,
 }
+_OLDER = {
+    "CONV_2D": f"Grouped convolutions can be written in older form. {_TARGET}",
+    "EXP": "Use softmax, sigmoid or tanh; for ELU and softplus "
+    'tfc.replace_activations(model, {"elu": "relu6"}).',
+    "QUANTIZE": _TARGET,
+    "REVERSE_V2": "Reverse outside the model.",
+    "TRANSPOSE_CONV": "Put the activation in a layer of its own. " + _TARGET,
+}
+# Operators that TensorFlow Lite has had since 2022 only (they are not registered in
+# TensorFlow 2.8); the compiler is of 2021.
+_LATER_OPERATORS = {
+    "ATAN2",
+    "BITCAST",
+    "BITWISE_XOR",
+    "DILATE",
+    "DYNAMIC_UPDATE_SLICE",
+    "GELU",
+    "REDUCE_WINDOW",
+    "RELU_0_TO_1",
+    "RIGHT_SHIFT",
+    "SIGN",
+    "UNSORTED_SEGMENT_MAX",
+    "UNSORTED_SEGMENT_MIN",
+    "UNSORTED_SEGMENT_PROD",
+    "UNSORTED_SEGMENT_SUM",
+}
 _KNOWN_CUSTOM = ("TFLite_Detection_PostProcess", "PosenetDecoderOp")
-_OLDER_VERSION = "Convert with an older TensorFlow, which writes an older version."
+_OLDER_VERSION = f"{_TARGET} Or convert with an older TensorFlow."
 
 
 def file_refusal(file):
@@ -70,7 +100,14 @@ def file_refusal(file):
             return cpu(
                 f"the compiler refuses the file: it does not know {op.operator} "
                 f"version {op.version} (operation {op.index})",
-                _OLDER_VERSION,
+                _OLDER[op.operator],
+            )
+        if op.operator in _LATER_OPERATORS or op.operator.startswith("STABLEHLO_"):
+            return cpu(
+                "the compiler is older than the operator, and refuses the file: "
+                f"{op.operator} (operation {op.index})",
+                _REPLACEMENTS.get(op.operator, _LAST),
+                certain=False,
             )
         if op.custom and op.operator not in _KNOWN_CUSTOM:
             return cpu(
@@ -217,7 +254,7 @@ def _one_row(op):
     if any(size > 1 for size in shape[:-1]):
         return _beyond(
             f"output {shape} has more than one row",
-            "Use a 1x1 convolution instead of Dense on several positions.",
+            f"A 1x1 convolution computes the same. {_TARGET}",
         )
 
 
@@ -231,7 +268,7 @@ def _small_softmax(op):
 
 def _keeps_batch(op):
     if 0 in _axes(op):
-        return _beyond("works along the batch dimension")
+        return _beyond("works along the batch dimension", _BATCH)
 
 
 def _mean_of_channels(op):
@@ -245,18 +282,18 @@ def _mean_of_channels(op):
 def _split_keeps_batch(op):
     axis, shape = _value(op, 0), op.inputs[1].shape
     if axis is not None and axis[0] % len(shape) == 0:
-        return _beyond("splits the batch dimension")
+        return _beyond("splits the batch dimension", _BATCH)
 
 
 def _pack_keeps_batch(op):
     if op.options.get("axis", 0) % len(op.outputs[0].shape) == 0:
-        return _beyond("stacks along the batch dimension")
+        return _beyond("stacks along the batch dimension", _BATCH)
 
 
 def _pads_no_batch(op):
     paddings = _value(op, 1)
     if paddings is not None and len(op.inputs[0].shape) > 3 and any(paddings[:2]):
-        return _beyond("pads the batch dimension")
+        return _beyond("pads the batch dimension", _BATCH)
 
 
 def _alpha_of_channels(op):
@@ -298,7 +335,9 @@ def _unit_strides(op):
             "Use a strided convolution, pooling or a reshape instead.",
         )
     if op.options.get("ellipsisMask") or op.options.get("newAxisMask"):
-        return _beyond("slices with an ellipsis or a new axis")
+        return _beyond(
+            "slices with an ellipsis or a new axis", "Slice each axis by numbers."
+        )
 
 
 def _transposes_vary(op):
@@ -372,18 +411,21 @@ _RULES = {
     "TRANSPOSE_CONV": _Rule(None, (0, 1, 3)),
     "UNIDIRECTIONAL_SEQUENCE_LSTM": _Rule(None, limits=(_builtin_lstm,)),
 }
-_RELU = "Use ReLU, ReLU6 or PReLU(shared_axes=[1, 2]) instead."
+_RELU = "Replace it: tfc.replace_activations(model, {{{0!r}: 'relu6'}})."
 _REPLACEMENTS = {
     "ARG_MAX": "Take the arg max outside the file.",
-    "BATCH_MATMUL": "Use Dense or Conv2D layers: weights must be constants.",
+    "BATCH_MATMUL": "Use Dense or Conv2D layers: weights must be constants; attention "
+    "can run after the model.",
+    "DEPTH_TO_SPACE": "Use UpSampling2D or Resizing instead.",
     "DEQUANTIZE": "Export with integer outputs; keep float operations out.",
     "DIV": "Multiply by the reciprocal constant.",
-    "ELU": _RELU,
+    "ELU": _RELU.format("elu"),
     "EXP": "Use softmax, sigmoid or tanh, or compute it outside the file.",
     "GATHER": "Use slices, or gather outside the file.",
-    "GELU": _RELU,
-    "HARD_SWISH": _RELU,
-    "LEAKY_RELU": _RELU,
+    "GELU": _RELU.format("gelu"),
+    "HARD_SWISH": _RELU.format("hard_silu"),
+    "LEAKY_RELU": "Replace it: tfc.replace_activations(model, "
+    "{'leaky_relu': 'relu'}), or by PReLU(shared_axes=[1, 2]).",
     "SHAPE": "Fix the batch size and shapes: keras.Input(shape, batch_size=1).",
     "UNPACK": "Use SPLIT (keras.ops.split), which maps.",
 }

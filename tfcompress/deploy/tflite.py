@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import keras
 
 from tfcompress.checks import check_model
-from tfcompress.deploy import int16x8
+from tfcompress.deploy import edgetpu_form, int16x8
 from tfcompress.deploy.converter import (
     IO_TYPES,
     calibrate_and_convert,
@@ -47,6 +47,7 @@ _IO = {
     "int16x8": tuple(int16x8.IO_TYPES),
 }
 KINDS = tuple(_IO)
+TARGETS = ("edgetpu",)
 
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 _BITS = {"FLOAT32": 32, "FLOAT16": 16, "INT16": 16, "INT8": 8, "INT4": 4}
@@ -104,6 +105,7 @@ def export_tflite(
     batch_size=1,
     pack="dense",
     allow_float=(),
+    target=None,
 ):
     """Converts a model to TFLite, reads the file back and checks it.
 
@@ -132,6 +134,12 @@ def export_tflite(
             layer that `quantize_aware` left float is so in the file only where TFLite
             has no integers for it or none around it: a single dense layer between
             quantized ones is computed in integers, with weights rounded to 8 bits.
+        target: `"edgetpu"` for an `"int8"` file of operator versions that the Edge TPU
+            compiler of 2021 reads, with the same results: dense layers on several
+            positions or with a scale for each unit become 1x1 convolutions, grouped
+            convolutions one for each group, nearest upsampling one operation. Inputs
+            and outputs are `"int8"` or `"uint8"`, the batch size is 1. Dense layers of
+            a plain model get one scale each.
 
     Returns:
         A `TFLiteExport`.
@@ -139,7 +147,8 @@ def export_tflite(
     Raises:
         TypeError: If `model` is no Keras 3 model.
         ValueError: If an argument is out of place, calibration data are missing or do
-            not fit, a weight cannot be stored, or the converter refuses the model.
+            not fit, a weight cannot be stored, the converter refuses the model, or the
+            compiler of `target` would refuse the file.
         NotFullyIntegerError: If a float operation remains in an integer file that is
             not in `allow_float`; names it.
         OSError: If the file cannot be written.
@@ -147,6 +156,10 @@ def export_tflite(
     check_model(model)
     io = _checked_io(kind, io)
     _check_pack(pack)
+    edgetpu = _is_edgetpu(target)
+    if edgetpu:
+        edgetpu_form.check_settings(kind, io, batch_size)
+        pack = False
     check_writable(path)
     if isinstance(model, Distiller):
         model = model.student
@@ -160,20 +173,28 @@ def export_tflite(
             )
         content = convert(_plain(model), batch_size, lambda converter: None)
     else:
+        if edgetpu:
+            model = edgetpu_form.mappable_layers(model)
         model, calibration = _with_ranges(model, kind, calibration_data)
         if calibration is not None:
-            content = calibrate_and_convert(model, batch_size, io, calibration)
+            content = calibrate_and_convert(
+                model, batch_size, io, calibration, one_scale_dense=edgetpu
+            )
         else:
             content, stored = integer_file(
                 model, kind=kind, io=io, batch_size=batch_size, pack=pack
             )
         content = round_bias_scales(content)
+    if edgetpu:
+        content = edgetpu_form.edgetpu_form(content)
     with written_atomically(path) as temporary:
         temporary.write_bytes(content)
         file = read_tflite(temporary)
         floats = [op for op in file.float_operations() if not _at_border(op, file, io)]
         if kind != "float32":
             _check_float(floats, path, allow_float)
+        if edgetpu:
+            edgetpu_form.check_accepted(file)
         result = _describe(file, floats, content, path, stored)
     return result
 
@@ -190,6 +211,14 @@ def _checked_io(kind, io):
             f"`io` of kind={kind!r} must be one of {allowed}. Received: io={io!r}"
         )
     return io
+
+
+def _is_edgetpu(target):
+    if target is not None and target not in TARGETS:
+        raise ValueError(
+            f"`target` must be one of {TARGETS} or None. Received: target={target!r}"
+        )
+    return target == "edgetpu"
 
 
 def _check_pack(pack):

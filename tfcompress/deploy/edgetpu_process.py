@@ -1,0 +1,225 @@
+"""Starts `edgetpu_compiler`, here or in a container, and ends it in time.
+
+Example:
+    ```python
+    compiler = find_compiler()
+    code, log = compiler.run(["-s"], ["model.tflite"], folder, timeout_sec=180)
+    ```
+"""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import uuid
+
+from tfcompress.deploy.edgetpu_log import parse_compiler_output
+
+COMPILER = "edgetpu_compiler"
+IMAGE = "edgetpu-compiler"
+_DOCKER_SECONDS = 30
+
+# What `docker run` itself returns when it could not start the program.
+_DOCKER_CODES = (125, 126, 127)
+_BUILD = (
+    f"An image has it after `docker build -t {IMAGE} -` of a Dockerfile that installs "
+    "Google Coral's Debian package edgetpu-compiler (README, Edge TPU)."
+)
+
+
+class EdgeTPUCompilerNotFound(FileNotFoundError):
+    """There is no `edgetpu_compiler` here."""
+
+
+class EdgeTPUCompilerError(RuntimeError):
+    """The compiler failed, or mapped nothing.
+
+    Attributes:
+        log: The `CompilerLog` of its output; `log.text` is the output itself.
+    """
+
+    def __init__(self, message, log=None):
+        super().__init__(message)
+        self.log = log
+
+
+def find_compiler(compiler=None, container=None):
+    """The compiler to use.
+
+    Args:
+        compiler: Path or name of the program; by default `edgetpu_compiler` on PATH.
+        container: Name of a docker image that has it. With neither, the image
+            `edgetpu-compiler` is taken where there is no program but that image.
+
+    Returns:
+        A `LocalCompiler` or a `ContainerCompiler`.
+
+    Raises:
+        ValueError: If both are given.
+        EdgeTPUCompilerNotFound: If there is none; says where to get one.
+    """
+    if compiler is not None and container is not None:
+        raise ValueError(
+            "Pass `compiler` or `container`, not both. Received: "
+            f"compiler={os.fspath(compiler)!r}, container={container!r}"
+        )
+    if container is not None:
+        docker, why = _docker_with(container)
+        if why:
+            raise EdgeTPUCompilerNotFound(
+                f"Cannot run {COMPILER} in image {container!r}: {why}. {_BUILD}"
+            )
+        return ContainerCompiler(docker, container)
+    found = shutil.which(os.fspath(compiler or COMPILER))
+    if found is not None:
+        return LocalCompiler(os.path.abspath(found))
+    if compiler is None:
+        docker, why = _docker_with(IMAGE)
+        if not why:
+            return ContainerCompiler(docker, IMAGE)
+    where = f"at {os.fspath(compiler)!r}" if compiler else "on PATH"
+    raise EdgeTPUCompilerNotFound(
+        f"No executable {COMPILER} {where}. It is a proprietary program for "
+        "x86-64 Linux only, from Google Coral's Debian repository (package "
+        "edgetpu-compiler); on other systems it runs in Colab or in an x86-64 "
+        f"Docker container. Put it on PATH or pass compiler= or container=. {_BUILD}"
+    )
+
+
+def _docker_with(image):
+    """Path of docker, and why it cannot run the image; empty if it can."""
+    docker = shutil.which("docker")
+    if docker is None:
+        return None, "there is no docker on PATH"
+    try:
+        asked = subprocess.run(
+            [docker, "image", "inspect", image],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_DOCKER_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as err:
+        return docker, f"docker does not answer ({type(err).__name__})"
+    if asked.returncode:
+        lines = asked.stderr.strip().splitlines() or ["docker knows no such image"]
+        return docker, lines[-1].rstrip(".")
+    return docker, ""
+
+
+class LocalCompiler:
+    """The program on this machine.
+
+    Attributes:
+        program: Its absolute path.
+        image: Empty: no container.
+    """
+
+    image = ""
+
+    def __init__(self, program):
+        self.program = program
+
+    def run(self, options, models, folder, timeout_sec):
+        """Compiles, with the results in `folder`.
+
+        Args:
+            options: List of the compiler's options.
+            models: Paths of the models.
+            folder: `pathlib.Path` of an empty folder.
+            timeout_sec: Seconds after which everything is killed.
+
+        Returns:
+            Exit code (`None` after a time-out) and the output as a `CompilerLog`.
+
+        Raises:
+            EdgeTPUCompilerError: If the program does not start.
+        """
+        command = [self.program, *options, "-o", str(folder), *map(str, models)]
+        return _run(command, folder, timeout_sec)
+
+
+class ContainerCompiler:
+    """The program in a docker image, without network and as the user who asked.
+
+    Attributes:
+        docker: Path of docker.
+        image: Name of the image.
+    """
+
+    def __init__(self, docker, image):
+        self.docker = docker
+        self.image = image
+
+    def run(self, options, models, folder, timeout_sec):
+        """As `LocalCompiler.run`."""
+        name = f"tfcompress-{uuid.uuid4().hex[:12]}"
+        inside = []
+        (folder / "models").mkdir()
+        for model in models:
+            shutil.copy(model, folder / "models")
+            inside.append(f"/work/models/{pathlib.Path(model).name}")
+        command = [
+            *(self.docker, "run", "--rm", "--init", "--name", name),
+            *("--network", "none", "--platform", "linux/amd64"),
+            *("--user", f"{os.getuid()}:{os.getgid()}"),
+            *("--volume", f"{folder.resolve()}:/work", "--workdir", "/work"),
+            *(self.image, COMPILER, *options, "-o", "/work", *inside),
+        ]
+        try:
+            code, log = _run(command, folder, timeout_sec)
+        except BaseException:
+            self._kill(name)
+            raise
+        if code is None:
+            self._kill(name)
+        if code in _DOCKER_CODES:
+            lines = log.text.strip().splitlines() or ["it says nothing"]
+            raise EdgeTPUCompilerError(
+                f"docker cannot run {COMPILER} in image {self.image!r}: {lines[-1]}",
+                log,
+            )
+        return code, log
+
+    def _kill(self, name):
+        """Ends the container, which outlives the client that started it."""
+        try:
+            subprocess.run(
+                [self.docker, "kill", name],
+                capture_output=True,
+                timeout=_DOCKER_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            pass  # The daemon hangs; the error of the compilation says more.
+
+
+def _run(command, folder, timeout_sec):
+    captured = folder / "output.txt"
+    # A file, not a pipe: a pipe stays open as long as any descendant holds it.
+    with open(captured, "wb") as stream:
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as err:
+            raise EdgeTPUCompilerError(
+                f"{command[0]!r} does not start ({err.strerror}): {COMPILER} is an "
+                "x86-64 Linux program. Use Colab or an x86-64 Docker container.",
+                parse_compiler_output(""),
+            ) from err
+        try:
+            code = process.wait(timeout_sec)
+        except BaseException as err:
+            # The compiler's own child process would go on without its parent.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if not isinstance(err, subprocess.TimeoutExpired):
+                raise
+            code = None
+    return code, parse_compiler_output(captured.read_text(errors="replace"))
