@@ -18,6 +18,7 @@ from tfcompress.deploy.edgetpu_compile import compile_edgetpu as compile_edgetpu
 from tfcompress.deploy.onnx import export_onnx as export_onnx
 from tfcompress.deploy.tflite import export_tflite as export_tflite
 from tfcompress.measure import measure as measure
+from tfcompress.passes.cluster import cluster as cluster
 from tfcompress.passes.distill import Distiller as Distiller
 from tfcompress.passes.distill import distill as distill
 from tfcompress.passes.factorize import factorize as factorize

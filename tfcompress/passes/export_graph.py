@@ -93,6 +93,8 @@ class _Export:
         if isinstance(operation, FakeQuant):
             return self._constant(call, args[0])
         if isinstance(operation, TransformWeights):
+            if not operation.rounds:
+                return self._float(operation)(*args, **kwargs)
             outputs = self._kernel(call)(*args, **kwargs)
             return self._as_operand(call, outputs)
         if isinstance(operation, _PER_CHANNEL):
@@ -129,6 +131,12 @@ class _Export:
             self.layers[key] = layer
             self.weights += exported_weights(wrapper, layer, factor)
         return self.layers[key]
+
+    def _float(self, wrapper):
+        """A layer that only shares values, the same at each call."""
+        if id(wrapper) not in self.layers:
+            self.layers[id(wrapper)] = effective_layer(wrapper, dtype="float32")
+        return self.layers[id(wrapper)]
 
     def _as_operand(self, call, outputs):
         """Rounds a weight that is an operand, as the converter would not by itself."""
@@ -172,7 +180,8 @@ class _Export:
         if not isinstance(call.operation, _PER_CHANNEL):
             return False
         producer = self.graph.producer(call.input_tensors[0])
-        return producer is not None and isinstance(producer.operation, TransformWeights)
+        kernel = None if producer is None else producer.operation
+        return isinstance(kernel, TransformWeights) and kernel.rounds
 
 
 def fold(wrapper, normalization, *, name=None):

@@ -69,10 +69,12 @@ def exported_weights(wrapper, layer, factor=None):
             not.
 
     Returns:
-        List, one for each transformed weight.
+        List, one for each weight that is rounded. (Biases may share values only.)
     """
     return [
-        _exported_weight(wrapper, layer, name, factor) for name in wrapper.transforms
+        _exported_weight(wrapper, layer, name, factor)
+        for name, chain in wrapper.transforms.items()
+        if any(isinstance(transform, QuantizeWeight) for transform in chain)
     ]
 
 

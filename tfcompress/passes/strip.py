@@ -14,6 +14,7 @@ from tfcompress.layers import (
     ConstantFakeQuant,
     FakeQuant,
     FusedBatchNormalization,
+    LayerGroup,
     NormalizedKernel,
     TransformWeights,
     find_weight,
@@ -25,8 +26,8 @@ def strip(model):
     """Returns a plain Keras model that computes with the effective weights.
 
     Of a distiller it is the student; wrappers give way to their layers, whose weights
-    become the effective ones (rounded to their grid, zeros at zero); the rounding of
-    activations goes.
+    become the effective ones (values of their codebook, rounded to their grid, zeros at
+    zero); the rounding of activations goes.
 
     Args:
         model: What a pass of this library returned, trained or not.
@@ -61,6 +62,8 @@ class _Strip:
             if id(operation) not in self.plain:
                 self.plain[id(operation)] = effective_layer(operation)
             plain = self.plain[id(operation)]
+            if isinstance(plain, LayerGroup):
+                plain = plain.members[kwargs.pop("member")]
             if isinstance(plain, NormalizedKernel):
                 return self._normalized(plain)(*args, **kwargs)
             return plain(*args, **kwargs)
