@@ -9,6 +9,7 @@ from tfcompress import layers as layers
 from tfcompress import schedules as schedules
 from tfcompress import zoo as zoo
 from tfcompress.callbacks import ChannelPruning as ChannelPruning
+from tfcompress.callbacks import ClusteringSchedule as ClusteringSchedule
 from tfcompress.callbacks import CompressionLogger as CompressionLogger
 from tfcompress.callbacks import Pruning as Pruning
 from tfcompress.callbacks import QuantizationSchedule as QuantizationSchedule
@@ -16,6 +17,8 @@ from tfcompress.debug import debug_quantization as debug_quantization
 from tfcompress.deploy.edgetpu_check import check_edgetpu as check_edgetpu
 from tfcompress.deploy.edgetpu_compile import compile_edgetpu as compile_edgetpu
 from tfcompress.deploy.onnx import export_onnx as export_onnx
+from tfcompress.deploy.pack import pack as pack
+from tfcompress.deploy.pack import unpack as unpack
 from tfcompress.deploy.tflite import export_tflite as export_tflite
 from tfcompress.measure import measure as measure
 from tfcompress.passes.cluster import cluster as cluster

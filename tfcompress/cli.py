@@ -19,14 +19,18 @@ from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerError, compile_edgetpu
 from tfcompress.deploy.files import check_writable, written_atomically
 from tfcompress.deploy.onnx import export_onnx
+from tfcompress.deploy.pack import pack, unpack
 from tfcompress.deploy.tflite import KINDS, export_tflite
 from tfcompress.deploy.tflite_file import read_tflite
 from tfcompress.graph import find_layers, kernels
 from tfcompress.layers import TransformWeights
 from tfcompress.measure import measure
+from tfcompress.numerics.codebooks import STARTS
 from tfcompress.passes.channel_scores import SCORES
+from tfcompress.passes.cluster import cluster
 from tfcompress.passes.quantization_config import PRESETS
 from tfcompress.passes.quantize import quantize_aware
+from tfcompress.passes.strip import strip
 from tfcompress.progress import tracked
 from tfcompress.prune_channels import prune_channels
 from tfcompress.report import report, table
@@ -36,10 +40,13 @@ _DESCRIPTION = """Compress Keras 3 models and check what came of it.
   tfcompress demo                              the whole journey on real speech
   tfcompress export model.keras model.tflite --kind=int8 --data=calibration.npz
   tfcompress prune-channels model.keras small.keras --budget macs=0.5
+  tfcompress cluster model.keras shared.keras --clusters=16
   tfcompress quantize --model=model.keras --data=calibration.npz --output=qat.keras
   tfcompress debug-quantization --model=qat.keras --file=int8.tflite --data=test.npz
   tfcompress measure float.tflite int8.tflite --data=test.npz
   tfcompress check-edgetpu int8.tflite
+  tfcompress pack int8.tflite int8.tfcpack
+  tfcompress unpack int8.tfcpack int8.tflite
 
 Data are .npz files with an array `x` (one row an example) and, where labels are
 needed, `y`. `tfcompress COMMAND --help` explains a command."""
@@ -159,6 +166,16 @@ def _parser():
         arg("--data", metavar="X.npz", help="examples for --score=rank: array x"),
     )
     command(
+        _cluster,
+        "cluster",
+        arg("model", help=".keras file"),
+        arg("output", help=".keras file to write"),
+        arg("--clusters", type=int, default=16, help="values a kernel, with zero (16)"),
+        arg("--start", choices=STARTS, default="kmeans++", help="(kmeans++)"),
+        arg("--per_channel", action="store_true", help="a codebook for each channel"),
+        arg("--plain", action="store_true", help="of Keras' own layers, no codebooks"),
+    )
+    command(
         _quantize,
         "quantize",
         arg("--model", required=True, metavar="X.keras", help="plain model"),
@@ -199,6 +216,18 @@ def _parser():
         arg("--out_dir", help="folder for the result (that of the file)"),
         arg("--compiler", help="path of edgetpu_compiler (the one on PATH)"),
         arg("--timeout", type=int, default=180, help="seconds (180)"),
+    )
+    command(
+        _pack,
+        "pack",
+        arg("model", help=".tflite or .keras file"),
+        arg("output", help="container to write"),
+    )
+    command(
+        _unpack,
+        "unpack",
+        arg("packed", help="container that `tfcompress pack` wrote"),
+        arg("output", help="file to write, with the suffix that it had"),
     )
     command(
         _report,
@@ -311,6 +340,43 @@ def _quantize(args):
     _save(model, args.output)
     count = len(find_layers(model, TransformWeights))
     print(f"{args.output}: {args.config}, {count} layers with rounded weights")
+
+
+def _cluster(args):
+    """Let each kernel of a model have few different values; train it afterwards.
+
+    Compressed, files of it are smaller: see `tfcompress pack`. `tfcompress quantize`
+    keeps the values. With --plain the result has Keras' own layers and the values, but
+    forgets them when it is trained.
+    """
+    _check_output(args.output)
+    model = cluster(
+        _load(args.model),
+        args.clusters,
+        start=args.start,
+        per_channel=args.per_channel,
+    )
+    count = len(find_layers(model, TransformWeights))
+    _save(strip(model) if args.plain else model, args.output)
+    print(f"{args.output}: {count} layers with {args.clusters} values a codebook")
+
+
+def _pack(args):
+    """Put a .tflite or .keras file into a small container, without loss.
+
+    For delivery over the air: `tfcompress unpack` restores the very same file.
+    """
+    print(pack(args.model, args.output))
+
+
+def _unpack(args):
+    """Restore the file of a container, byte by byte, and check its hash.
+
+    A container that is damaged, cut off or of another version is an error, and an old
+    file stays.
+    """
+    result = unpack(args.packed, args.output)
+    print(f"{result.path}: {result.bytes:,} bytes, SHA-256 {result.sha256}")
 
 
 def _prune_channels(args):

@@ -306,7 +306,7 @@ class _Clusterer:
             self._make_group(name, members)
 
     def _make_group(self, name, operations):
-        """One wrapper for all layers of a group, with a start from all their weights."""
+        """One wrapper for all layers of a group, started from all their weights."""
         layers, chains, transforms, weights = [], {}, [], []
         for operation in operations:
             layer, own = self._chains(operation)
