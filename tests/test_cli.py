@@ -18,11 +18,14 @@ COMMANDS = (
     "inspect",
     "export",
     "prune-channels",
+    "cluster",
     "quantize",
     "debug-quantization",
     "measure",
     "check-edgetpu",
     "compile-edgetpu",
+    "pack",
+    "unpack",
     "report",
 )
 
@@ -103,6 +106,28 @@ def test_quantize_writes_a_model_that_exports(run):
     assert code == 0 and "integers only: yes" in out
 
 
+def test_cluster_writes_a_model_of_few_values(run):
+    code, out, _ = run("cluster", "plain.keras", "shared.keras", "--clusters=7")
+    assert code == 0 and "shared.keras: 4 layers with 7 values" in out
+    args = "--start=linear", "--per_channel", "--plain"
+    assert run("cluster", "plain.keras", "few.keras", *args)[0] == 0
+    shared, few = (
+        tfc.measure(keras.models.load_model(name)).layers
+        for name in ("shared.keras", "few.keras")
+    )
+    assert all(layer.distinct_values <= 7 for layer in shared)
+    assert all(layer.channel_values <= 16 for layer in few)
+
+
+def test_pack_and_unpack_give_the_file_back(run):
+    code, out, _ = run("pack", "int8.tflite", "int8.tfcpack")
+    assert code == 0 and "int8.tfcpack: " in out and "gzip" in out
+    code, out, _ = run("unpack", "int8.tfcpack", "again.tflite")
+    assert code == 0 and "SHA-256" in out
+    again, original = (pathlib.Path(n) for n in ("again.tflite", "int8.tflite"))
+    assert again.read_bytes() == original.read_bytes()
+
+
 def test_debug_quantization_ranks_layers_and_draws_them(run):
     args = "--model=qat.keras", "--data=data.npz", "--file=int8.tflite"
     code, out, _ = run("debug-quantization", *args, "--plot=e.png", "--examples=8")
@@ -161,6 +186,19 @@ BAD = {
         ("quantize", "--model=qat.keras", "--data=data.npz", "--output=a.keras"),
         "quantization-aware already",
     ),
+    "clustered output": (
+        ("cluster", "plain.keras", "a.h5"),
+        "must be a .keras file",
+    ),
+    "too few clusters": (
+        ("cluster", "plain.keras", "a.keras", "--clusters=1"),
+        "`clusters` must be",
+    ),
+    "not to be packed": (
+        ("pack", "data.npz", "a.tfcpack"),
+        "neither a .tflite nor a .keras",
+    ),
+    "not packed": (("unpack", "bad.tflite", "a.tflite"), "no file that `tfc.pack`"),
     "plain model": (
         ("debug-quantization", "--model=plain.keras", "--data=data.npz"),
         "not quantization-aware",

@@ -19,6 +19,30 @@ def _distilled(model):
     return tfc.distill(model, conv_net(), alpha=0.9)
 
 
+def _clustered(model):
+    return tfc.cluster(model, 8)
+
+
+def _shared(model):
+    """Every kind of codebook at once."""
+    return tfc.cluster(
+        model,
+        8,
+        biases=True,
+        rules=[
+            tfc.Rule("^conv/kernel", per_channel=True, gradient="sum"),
+            tfc.Rule("^hidden/kernel", block=2, clusters=32),
+            tfc.Rule("kernel", group="others"),
+        ],
+    )
+
+
+def _clustering():
+    # 6 steps an epoch; a run of 2 epochs sees all but the last of them.
+    fraction = {0: 0.5, 6: 1.0}
+    return [tfc.ClusteringSchedule(fraction, kmeans_every=4)]
+
+
 def _surgery(model):
     model = tfc.replace_activations(model, {"relu": "relu6"})
     model = tfc.prune_layers(model, 1)
@@ -86,6 +110,12 @@ TECHNIQUES = {
         list,
     ),
     "quantization with a schedule": (_quantized("int4_weights"), _schedule),
+    "clustering": (_clustered, list),
+    "clustering with a schedule": (_shared, _clustering),
+    "clustering and quantization": (
+        lambda model: _quantized()(_clustered(model)),
+        list,
+    ),
     "surgery": (_surgery, list),
     "distillation": (_distilled, list),
     "pruning and distillation": (_distilled, _pruning),
@@ -114,6 +144,8 @@ _VARIANTS = (
     "quantization, learned step",
     "quantization, ternary",
     "quantization with a schedule",
+    "clustering with a schedule",
+    "clustering and quantization",
     "surgery",
 )
 # What cannot be resumed, and says so (`tests/callbacks/test_regrowth.py`).
@@ -147,6 +179,8 @@ def check_callbacks(callbacks, history):
         if isinstance(callback, tfc.Pruning):
             # 0.01: whole weights of small kernels.
             assert abs(history["sparsity"][-1] - 0.6) < 0.01
+        elif isinstance(callback, tfc.ClusteringSchedule):
+            assert history["clustered"][-1] == 1
         elif isinstance(callback, tfc.ChannelPruning):
             assert history["channel_scale"][-1] == 0
         else:

@@ -2,8 +2,9 @@
 
 A weight that was pruned, clustered and rounded has few values in each channel. Written
 as an index counted from zero (0 is zero, 1 the least value above it, 255 the greatest
-below), all channels have the same few symbols, whatever their scales. Where most are zero, the distances between the others
-stand for them: a coder of bytes is wasteful with symbols of less than a bit.
+below), all channels have the same few symbols, whatever their scales. Where most are
+zero, the distances between the others stand for them: a coder of bytes is wasteful with
+symbols of less than a bit.
 
 Example:
     ```python
