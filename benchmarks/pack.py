@@ -1,4 +1,4 @@
-"""Prints what `tfc.pack` makes of files, beside gzip, xz and the entropy of the weights.
+"""Prints what `tfc.pack` makes of files, beside gzip, xz and the weights' entropy.
 
 The networks are those of `training_cost.py`. Their kernels are drawn from normal
 distributions, which trained ones come near to, so that nothing has to be trained; 80 %

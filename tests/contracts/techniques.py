@@ -161,7 +161,11 @@ QUICK = {
         "quantization with a schedule",
         "surgery",
     ),
-    "killed": ("quantization with a schedule", "channel pruning"),
+    "killed": (
+        "quantization with a schedule",
+        "channel pruning",
+        "clustering with a schedule",
+    ),
     "two devices": ("quantization with a schedule",),
 }
 
