@@ -25,7 +25,7 @@ from tfcompress.deploy.tflite_file import read_tflite
 from tfcompress.graph import find_layers, kernels
 from tfcompress.layers import TransformWeights
 from tfcompress.measure import measure
-from tfcompress.numerics.codebooks import STARTS
+from tfcompress.numerics.centroids import STARTS
 from tfcompress.passes.channel_scores import SCORES
 from tfcompress.passes.cluster import cluster
 from tfcompress.passes.quantization_config import PRESETS

@@ -8,7 +8,7 @@ from networks import compiled, conv_net, image_data
 
 import tfcompress as tfc
 from tfcompress.callbacks.clustered_weights import clustered_weights
-from tfcompress.numerics.codebooks import kmeans_step
+from tfcompress.numerics.centroids import kmeans_step
 
 
 def _frozen(model):

@@ -13,43 +13,21 @@ Example:
 
 import hashlib
 import io
-import lzma
 import os
 import pathlib
-import struct
 import tempfile
 import zipfile
-import zlib
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 
 from tfcompress.checks import check_model
-from tfcompress.deploy.coded_tensors import Parts, StoredTensor, put_back, take_out
+from tfcompress.deploy import container
+from tfcompress.deploy.coded_tensors import StoredTensor, take_out
 from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
 from tfcompress.deploy.tflite_file import read_tflite
 from tfcompress.passes.strip import strip
-
-_MAGIC = b"tfcpack\n"
-_VERSION = 1
-_KINDS = (".tflite", ".keras")
-# Magic, version, kind, number of bytes, their SHA-256.
-_HEADER = struct.Struct("<8sHHQ32s")
-# Bytes of a part before and after LZMA: one pair for each of five.
-_SIZES = struct.Struct("<10Q")
-_CHECKSUM = struct.Struct("<I")
-_HEAD_BYTES = _HEADER.size + _SIZES.size + _CHECKSUM.size
-# What LZMA looks at to guess a byte: of indices neither neighbours nor the place within
-# a word tell anything.
-_CONTEXTS = Parts(
-    rest={"lc": 3, "pb": 2},
-    table={"lc": 0, "pb": 1},
-    books={"lc": 0, "pb": 0},
-    gaps={"lc": 0, "pb": 0},
-    symbols={"lc": 0, "pb": 0},
-)
-_DICTIONARY = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -116,19 +94,8 @@ def pack(model, path):
     check_writable(path)
     content, kind = _content(model)
     tensors = _keras_tensors if kind == ".keras" else _tflite_tensors
-    parts = take_out(content, tensors(content))
-    streams = [
-        _compress(part, **context)
-        for part, context in zip(parts, _CONTEXTS, strict=True)
-    ]
-    digest = hashlib.sha256(content)
-    head = _HEADER.pack(
-        _MAGIC, _VERSION, _KINDS.index(kind), len(content), digest.digest()
-    )
-    sizes = zip(map(len, parts), map(len, streams), strict=True)
-    head += _SIZES.pack(*(size for pair in sizes for size in pair))
-    packed = b"".join([head, _CHECKSUM.pack(zlib.crc32(head)), *streams])
-    if _restored(packed, path, len(content))[0] != content:
+    packed = container.written(content, kind, take_out(content, tensors(content)))
+    if container.read(packed, path, len(content))[0] != content:
         raise RuntimeError(
             "The container does not give the file back, so it was not written. This is "
             "a mistake of tfcompress: please report it with the file."
@@ -140,7 +107,7 @@ def pack(model, path):
         bytes=len(packed),
         original_bytes=len(content),
         gzip_bytes=gzip_bytes(content),
-        sha256=digest.hexdigest(),
+        sha256=hashlib.sha256(content).hexdigest(),
         kind=kind,
     )
 
@@ -167,7 +134,8 @@ def unpack(path, output, *, max_bytes=2**31):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No such packed file: {os.fspath(path)!r}")
     check_writable(output)
-    content, kind, digest = _restored(pathlib.Path(path).read_bytes(), path, max_bytes)
+    packed = pathlib.Path(path).read_bytes()
+    content, kind, digest = container.read(packed, path, max_bytes)
     if pathlib.Path(output).suffix != kind:
         raise ValueError(
             f"{os.fspath(path)!r} holds a {kind} file. Give the output that suffix. "
@@ -251,94 +219,3 @@ def _keras_tensors(content):
             if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
                 axis = values.ndim - 1 if values.ndim > 1 else None
                 yield StoredTensor(values, axis)
-
-
-# LZMA.
-
-
-def _filters(size, context):
-    dictionary = min(max(size, 4096), _DICTIONARY)
-    return [
-        {
-            "id": lzma.FILTER_LZMA1,
-            "preset": 9,
-            "dict_size": dictionary,
-            "lp": 0,
-            **context,
-        }
-    ]
-
-
-def _compress(part, **context):
-    return lzma.compress(
-        part, format=lzma.FORMAT_RAW, filters=_filters(len(part), context)
-    )
-
-
-def _decompress(stream, size, context):
-    """`size` bytes, and not one more, whatever the stream holds."""
-    decoder = lzma.LZMADecompressor(
-        format=lzma.FORMAT_RAW, filters=_filters(size, context)
-    )
-    found = bytearray()
-    data = stream
-    while len(found) <= size and not decoder.eof:
-        piece = decoder.decompress(data, max_length=size + 1 - len(found))
-        data = b""
-        if not piece and not decoder.eof:
-            break
-        found += piece
-    if len(found) != size or not decoder.eof:
-        raise ValueError("a part has another size than the header says")
-    return bytes(found)
-
-
-def _restored(packed, path, max_bytes):
-    """`(content, kind, hash)` of the bytes of a container."""
-    name = os.fspath(path)
-    if packed[: len(_MAGIC)] != _MAGIC:
-        raise ValueError(f"{name!r} is no file that `tfc.pack` wrote.")
-    if len(packed) < _HEAD_BYTES:
-        raise ValueError(f"{name!r} is cut off: its header is not whole.")
-    _, version, kind, size, digest = _HEADER.unpack_from(packed)
-    if version != _VERSION:
-        raise ValueError(
-            f"{name!r} is of version {version} of the format; this tfcompress reads "
-            f"version {_VERSION}. Install a newer one."
-        )
-    head = packed[: _HEADER.size + _SIZES.size]
-    (checksum,) = _CHECKSUM.unpack_from(packed, len(head))
-    if zlib.crc32(head) != checksum or kind >= len(_KINDS):
-        raise ValueError(f"{name!r} is damaged: its header has another checksum.")
-    sizes = _SIZES.unpack_from(packed, _HEADER.size)
-    sizes = list(zip(sizes[::2], sizes[1::2], strict=True))
-    expected = _HEAD_BYTES + sum(stored for _, stored in sizes)
-    if len(packed) != expected:
-        raise ValueError(
-            f"{name!r} is cut off or has something behind it: {len(packed):,} bytes "
-            f"where its header says {expected:,}. Fetch it again."
-        )
-    if size > max_bytes or sum(whole for whole, _ in sizes) > 2 * max_bytes + 65536:
-        raise ValueError(
-            f"{name!r} holds a file of {size:,} bytes. To allow so many, pass "
-            f"`max_bytes`. Received: max_bytes={max_bytes}"
-        )
-    try:
-        content = _assembled(packed, sizes, size)
-    except (ValueError, lzma.LZMAError) as err:
-        raise ValueError(f"{name!r} is damaged ({err}). Fetch it again.") from err
-    if len(content) != size or hashlib.sha256(content).digest() != digest:
-        raise ValueError(
-            f"{name!r} is damaged: what it holds has another SHA-256 than it should. "
-            "Fetch it again."
-        )
-    return content, _KINDS[kind], digest
-
-
-def _assembled(packed, sizes, size):
-    parts, position = [], _HEAD_BYTES
-    for (whole, stored), context in zip(sizes, _CONTEXTS, strict=True):
-        stream = packed[position : position + stored]
-        parts.append(_decompress(stream, whole, context))
-        position += stored
-    return put_back(Parts(*parts), size)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.layers.transforms import Transform
-from tfcompress.numerics import codebooks, vector_codebooks
+from tfcompress.numerics import centroids, codebooks, vector_codebooks
 
 
 class SharedValues(Transform):
@@ -75,7 +75,7 @@ class Codebook(SharedValues):
     Args:
         clusters: Number of values, zero included.
         axes: Axes with codebooks of their own; `()` for one.
-        start: How centroids start, one of `numerics.codebooks.STARTS`.
+        start: How centroids start, one of `numerics.centroids.STARTS`.
         gradient: As of `SharedValues`.
         steps: As of `SharedValues`.
         seed: As of `SharedValues`.
@@ -97,16 +97,16 @@ class Codebook(SharedValues):
         seed=0,
     ):
         super().__init__(clusters, gradient, steps, seed)
-        if start not in codebooks.STARTS:
+        if start not in centroids.STARTS:
             raise ValueError(
-                f"`start` must be one of {codebooks.STARTS}. Received: start={start!r}"
+                f"`start` must be one of {centroids.STARTS}. Received: start={start!r}"
             )
         self.axes = tuple(axes)
         self.start = start
 
     def initial_centroids(self, weight):
         """Where the centroids start for a weight, numpy array."""
-        return codebooks.initial_centroids(
+        return centroids.initial_centroids(
             weight,
             self.clusters,
             axes=self.axes,
@@ -131,7 +131,7 @@ class Codebook(SharedValues):
         )
 
     def kmeans(self, weight, state):
-        moved = codebooks.kmeans_step(weight, state["centroids"], axes=self.axes)
+        moved = centroids.kmeans_step(weight, state["centroids"], axes=self.axes)
         return {"centroids": moved}
 
 

@@ -18,7 +18,7 @@ from tfcompress.layers import (
     SharedValues,
     TransformWeights,
 )
-from tfcompress.numerics.codebooks import few_values
+from tfcompress.numerics.centroids import few_values
 
 # A plain weight counts as clustered with so many different values at most, each of
 # which it has so many times on average.
