@@ -29,6 +29,7 @@ LEVELS = {
     "measure": 5,
     "plots": 5,
     "debug": 6,
+    "distill": 6,
     "prune_channels": 6,
     "report": 6,
     "sensitivity": 6,

@@ -20,10 +20,13 @@ from tfcompress.deploy.onnx import export_onnx as export_onnx
 from tfcompress.deploy.pack import pack as pack
 from tfcompress.deploy.pack import unpack as unpack
 from tfcompress.deploy.tflite import export_tflite as export_tflite
+from tfcompress.distill import distill as distill
+from tfcompress.distill import distill_mutually as distill_mutually
 from tfcompress.measure import measure as measure
+from tfcompress.passes import distillation as distillation
 from tfcompress.passes.cluster import cluster as cluster
 from tfcompress.passes.distill import Distiller as Distiller
-from tfcompress.passes.distill import distill as distill
+from tfcompress.passes.distill_mutually import MutualDistiller as MutualDistiller
 from tfcompress.passes.factorize import factorize as factorize
 from tfcompress.passes.fold import fold as fold
 from tfcompress.passes.prune_layers import prune_layers as prune_layers

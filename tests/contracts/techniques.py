@@ -43,6 +43,20 @@ def _clustering():
     return [tfc.ClusteringSchedule(fraction, kmeans_every=4)]
 
 
+def _taught_by_many_terms(model):
+    """Projections, a memory, schedules: all that a distiller can hold."""
+    terms = [
+        tfc.distillation.SoftLabels(tfc.schedules.Polynomial(6, 2, end=12)),
+        tfc.distillation.Hint("flatten", "hidden", weight=0.1),
+        tfc.distillation.AttentionTransfer("depthwise_relu", "add", weight=0.1),
+        tfc.distillation.Relational("hidden", "hidden", weight=0.1, angle=1),
+        tfc.distillation.Contrastive("hidden", "flatten", weight=0.01, memory=80),
+        tfc.distillation.DeepSupervision(["add"], weight=0.1),
+    ]
+    alpha = tfc.schedules.Cosine(0.95, 0.9, end=9)
+    return tfc.distill(model, [conv_net(), conv_net()], terms=terms, alpha=alpha)
+
+
 def _surgery(model):
     model = tfc.replace_activations(model, {"relu": "relu6"})
     model = tfc.prune_layers(model, 1)
@@ -118,6 +132,7 @@ TECHNIQUES = {
     ),
     "surgery": (_surgery, list),
     "distillation": (_distilled, list),
+    "distillation, many terms": (_taught_by_many_terms, list),
     "pruning and distillation": (_distilled, _pruning),
     "all": (lambda model: _distilled(_quantized()(model)), _pruning),
 }
@@ -147,6 +162,7 @@ _VARIANTS = (
     "clustering with a schedule",
     "clustering and quantization",
     "surgery",
+    "distillation, many terms",
 )
 # What cannot be resumed, and says so (`tests/callbacks/test_regrowth.py`).
 NOT_RESUMED = ("pruning and rewinding",)
@@ -155,11 +171,12 @@ QUICK = {
     "mixed_float16": ("quantization",),
     "mixed_bfloat16": ("all",),
     "plain": tuple(TECHNIQUES),
-    "jit": ("pruning, global by gradients",),
+    "jit": ("pruning, global by gradients", "distillation, many terms"),
     "saved": (
         "quantization, learned step",
         "quantization with a schedule",
         "surgery",
+        "distillation, many terms",
     ),
     "killed": (
         "quantization with a schedule",

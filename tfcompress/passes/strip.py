@@ -20,6 +20,7 @@ from tfcompress.layers import (
     find_weight,
 )
 from tfcompress.passes.distill import Distiller
+from tfcompress.passes.distill_mutually import MutualDistiller
 
 
 def strip(model):
@@ -38,10 +39,16 @@ def strip(model):
 
     Raises:
         TypeError: If `model` is no Keras 3 model.
+        ValueError: If it has several students.
     """
     check_model(model)
     if isinstance(model, Distiller):
         return strip(model.student)
+    if isinstance(model, MutualDistiller):
+        raise ValueError(
+            f"{model.name!r} has {len(model.students)} students. Strip one of them: "
+            "tfc.strip(model.students[0])."
+        )
     ours = (FakeQuant, ConstantFakeQuant, TransformWeights)
     if not find_layers(model, ours):
         return model
