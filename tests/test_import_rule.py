@@ -28,6 +28,7 @@ LEVELS = {
     "deploy": 4,
     "measure": 5,
     "plots": 5,
+    "cache_teacher": 6,
     "debug": 6,
     "distill": 6,
     "prune_channels": 6,

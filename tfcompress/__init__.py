@@ -8,6 +8,7 @@ from tfcompress import datasets as datasets
 from tfcompress import layers as layers
 from tfcompress import schedules as schedules
 from tfcompress import zoo as zoo
+from tfcompress.cache_teacher import cache_teacher as cache_teacher
 from tfcompress.callbacks import ChannelPruning as ChannelPruning
 from tfcompress.callbacks import ClusteringSchedule as ClusteringSchedule
 from tfcompress.callbacks import CompressionLogger as CompressionLogger
