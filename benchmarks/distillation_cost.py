@@ -81,7 +81,6 @@ def measure(terms, args):
     teacher = resnet(args.teacher_width, "teacher")
     alone = compiled(resnet(16, "student"))
     pupil = compiled(tfc.distill(resnet(16, "student"), teacher, terms=terms()))
-    teacher.compile()
     infer = tf.function(lambda batch: teacher(batch, training=False))
     batches = [tf.constant(batch.numpy()) for batch, _ in data]
 
@@ -91,9 +90,9 @@ def measure(terms, args):
             infer(batch)[0, 0].numpy()
 
     runs = {
-        "alone": lambda: alone.fit(data, verbose=0),
+        "alone": lambda: alone.fit(data, verbose=0, shuffle=False),
         "teacher": ask,
-        "taught": lambda: pupil.fit(data, verbose=0),
+        "taught": lambda: pupil.fit(data, verbose=0, shuffle=False),
     }
     for run in runs.values():
         run()

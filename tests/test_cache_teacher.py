@@ -63,7 +63,8 @@ def test_the_file_is_shared_by_runs_and_by_other_orders_and_batches(tmp_path):
     assert path.stat().st_mtime_ns == written
     for packed, _ in cached:
         expected = teacher.predict(packed["inputs"].numpy(), verbose=0)
-        found = packed["teacher_outputs"]["0/output/0"]
+        (found,) = packed["teacher_outputs"].values()
+        found = found["0/output/0"]
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -172,6 +173,14 @@ def test_a_damaged_file_is_an_error(damage, tmp_path):
         TeacherCache(path)
     with pytest.raises(ValueError, match=text):
         tfc.cache_teacher(dataset(), teacher, path)
+
+
+def test_a_cache_of_another_teacher_teaches_nobody(tmp_path):
+    cached = tfc.cache_teacher(dataset(), conv_net(), tmp_path / "a.cache")
+    pupil = compiled(tfc.distill(conv_net(), conv_net()))
+    for run in (pupil.fit, pupil.evaluate):
+        with pytest.raises(ValueError, match="answers of another teacher"):
+            run(cached, verbose=0)
 
 
 def test_a_killed_writer_leaves_nothing(tmp_path):

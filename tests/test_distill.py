@@ -71,12 +71,12 @@ def test_features_of_several_teachers_are_put_beside_one_another():
 
 def test_born_again_generations_teach_the_next_one():
     x, y = image_data(96)
-    first = compiled(conv_net())
-    first.fit(x, y, epochs=4, verbose=0)
+    first = compiled(small_net())
+    first.fit(x, y, epochs=8, verbose=0)
     second = keras.models.clone_model(first)
-    compiled(tfc.distill(second, first)).fit(x, y, epochs=6, verbose=0)
+    compiled(tfc.distill(second, first)).fit(x, y, epochs=8, verbose=0)
     third = keras.models.clone_model(first)
-    compiled(tfc.distill(third, [first, second])).fit(x, y, epochs=6, verbose=0)
+    compiled(tfc.distill(third, [first, second])).fit(x, y, epochs=8, verbose=0)
     assert np.mean(third.predict(x, verbose=0).argmax(1) == y) > 0.9
 
 
@@ -305,7 +305,13 @@ def small_net():
     return keras.Model(inputs, layers.Dense(3, "softmax")(x))
 
 
-@pytest.mark.parametrize("settings", [{}, {"jit_compile": True}], ids=["plain", "jit"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"jit_compile": True}, id="jit", marks=pytest.mark.slow),
+    ],
+)
 def test_mutual_students_learn_save_and_go_on(settings, tmp_path):
     x, y = image_data(96)
     students = [small_net(), small_net(), small_net()]

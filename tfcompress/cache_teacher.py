@@ -9,7 +9,6 @@ Example:
     ```
 """
 
-import hashlib
 import json
 import os
 import pathlib
@@ -19,9 +18,10 @@ import tensorflow as tf
 
 from tfcompress.deploy.files import check_writable, written_atomically
 from tfcompress.deploy.teacher_cache import CacheWriter, TeacherCache, example_keys
-from tfcompress.deploy.teachers import TFLiteTeacher, as_teacher
+from tfcompress.deploy.teachers import as_teacher
 from tfcompress.graph import layer_paths
 from tfcompress.passes.distill import cached_name, teacher_signals
+from tfcompress.passes.distillation.fingerprint import fingerprint
 from tfcompress.progress import tracked
 from tfcompress.selection import select_one
 
@@ -59,20 +59,21 @@ def cache_teacher(dataset, teacher, path, *, layers=()):
     teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
     teachers = [as_teacher(t) for t in teachers]
     chosen = [_chosen(t, layers) for t in teachers]
-    fingerprint = _fingerprint(teachers, chosen)
+    of_teachers = fingerprint(teachers)
+    of_file = json.dumps([of_teachers, [sorted(found) for found in chosen]])
     path = pathlib.Path(path)
     if not path.exists():
         check_writable(path)
         with written_atomically(path) as temporary:
-            _write(dataset, teachers, chosen, temporary, fingerprint)
+            _write(dataset, teachers, chosen, temporary, of_file)
     cache = TeacherCache(path)
-    if cache.fingerprint != fingerprint:
+    if cache.fingerprint != of_file:
         raise ValueError(
             f"{os.fspath(path)!r} was written for another teacher, other weights of it "
             "or other `layers`. Delete it, or choose another path."
         )
     _look_again(dataset, cache.rows)
-    return dataset.map(lambda *element: _with_answers(element, cache))
+    return dataset.map(lambda *element: _with_answers(element, cache, of_teachers))
 
 
 def _check_dataset(dataset):
@@ -97,23 +98,7 @@ def _chosen(teacher, layers):
     return {path: paths[path] for path in found}
 
 
-def _fingerprint(teachers, chosen):
-    state = hashlib.blake2b(digest_size=16)
-    for teacher, layers in zip(teachers, chosen, strict=True):
-        if isinstance(teacher, TFLiteTeacher):
-            state.update(pathlib.Path(teacher.file).read_bytes())
-        elif isinstance(teacher, keras.Model):
-            # Names of layers count up within a process and say nothing.
-            kinds = [type(layer).__name__ for layer in teacher._flatten_layers()]
-            state.update(json.dumps(kinds).encode())
-        for variable in teacher.weights:
-            state.update(f"{variable.dtype}{tuple(variable.shape)}".encode())
-            state.update(variable.numpy().tobytes())
-        state.update(json.dumps(sorted(layers)).encode())
-    return state.hexdigest()
-
-
-def _write(dataset, teachers, chosen, path, fingerprint):
+def _write(dataset, teachers, chosen, path, of_file):
     @tf.function(reduce_retracing=True, autograph=False)
     def answers(inputs):
         found = {}
@@ -126,7 +111,7 @@ def _write(dataset, teachers, chosen, path, fingerprint):
         return {name: tf.cast(x, tf.float32) for name, x in found.items()}
 
     with open(path, "wb") as file:
-        writer = CacheWriter(file, fingerprint)
+        writer = CacheWriter(file, of_file)
         total = max(int(dataset.cardinality()), 0) or None
         for batch in tracked(dataset, "Asking the teacher", total=total):
             inputs, _ = _split(batch)
@@ -170,7 +155,7 @@ def _keys(inputs):
     return example_keys([x.numpy() for x in keras.tree.flatten(inputs)])
 
 
-def _with_answers(element, cache):
+def _with_answers(element, cache, of_teachers):
     # A dataset of inputs alone gives them as the only argument.
     inputs, rest = element[0], element[1:]
     names = list(cache.fields)
@@ -184,6 +169,7 @@ def _with_answers(element, cache):
         answer.set_shape((flat[0].shape[0], *cache.fields[name]))
     packed = {
         "inputs": inputs,
-        "teacher_outputs": dict(zip(names, answers, strict=True)),
+        # By which a distiller knows that they are of its teacher.
+        "teacher_outputs": {of_teachers: dict(zip(names, answers, strict=True))},
     }
     return (packed, *rest) if rest else packed

@@ -171,7 +171,7 @@ QUICK = {
     "mixed_float16": ("quantization",),
     "mixed_bfloat16": ("all",),
     "plain": tuple(TECHNIQUES),
-    "jit": ("pruning, global by gradients", "distillation, many terms"),
+    "jit": ("pruning, global by gradients",),
     "saved": (
         "quantization, learned step",
         "quantization with a schedule",

@@ -116,6 +116,10 @@ class TFLiteTeacher(keras.layers.Layer):
             found = self._runner.predict([np.asarray(x) for x in inputs])
         return [x.astype("float32") for x in found]
 
+    def fingerprint_content(self):
+        """The bytes of the file."""
+        return pathlib.Path(self.file).read_bytes()
+
     def outputs_described(self):
         """Outputs as the file shows them: whether of a softmax it does not say."""
         return [

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfcompress.graph import layer_shapes, one_tensor, recorded
+from tfcompress.passes.distillation.fingerprint import fingerprint
 from tfcompress.passes.distillation.pairing import Pairing
 from tfcompress.passes.distillation.scheduled import (
     check_setting,
@@ -131,6 +132,26 @@ class Distiller(keras.Model):
     @property
     def losses(self):
         return self.student.losses
+
+    def fit(self, x=None, *args, **kwargs):
+        """As of any model; a cached dataset must be of this distiller's teachers."""
+        self._check_cached(x)
+        return super().fit(x, *args, **kwargs)
+
+    def evaluate(self, x=None, *args, **kwargs):
+        """As of any model; a cached dataset must be of this distiller's teachers."""
+        self._check_cached(x)
+        return super().evaluate(x, *args, **kwargs)
+
+    def _check_cached(self, data):
+        spec = getattr(data, "element_spec", None)
+        _, cached = without_cached(spec[0] if isinstance(spec, tuple) else spec)
+        if cached is not None and set(cached) != {fingerprint(self.teachers)}:
+            raise ValueError(
+                "The dataset has the answers of another teacher, or of other weights "
+                "of it. Pass the teachers of this distiller to tfc.cache_teacher, in "
+                "the same order."
+            )
 
     def call(self, inputs, training=False):
         inputs, _ = without_cached(inputs)
@@ -295,6 +316,7 @@ def cached_name(teacher, output=None, layer=None):
 
 
 def _from_cache(cached, teacher, outputs, layers):
+    (cached,) = cached.values()  # By the fingerprint of the teachers.
     names = [cached_name(teacher, output=i) for i in range(outputs)]
     names += [cached_name(teacher, layer=path) for path in layers]
     missing = [name for name in names if name not in cached]
