@@ -1,6 +1,6 @@
 """One step of distillation on one device and on two: prints a line of JSON.
 
-The test that runs it is in `tests/test_distill.py`.
+The test that runs it is in `tests/test_distill_teachers.py`.
 """
 
 import json
