@@ -122,7 +122,8 @@ def test_a_file_teaches_what_its_model_would(kind, tmp_path):
     if kind == "tflite":
         with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
             compiled(pupil, jit_compile=True)
-        compiled(pupil).save(tmp_path / "pupil.keras")
+        compiled(pupil).fit(x, y, verbose=0)
+        pupil.save(tmp_path / "pupil.keras")
         loaded = keras.models.load_model(tmp_path / "pupil.keras", safe_mode=True)
         loaded.fit(x, y, verbose=0)
 
