@@ -4,7 +4,6 @@ import inspect
 import os
 import pathlib
 import sys
-import tempfile
 
 import keras
 import numpy as np
@@ -17,7 +16,7 @@ from tfcompress import demo
 from tfcompress.debug import debug_quantization
 from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerError, compile_edgetpu
-from tfcompress.deploy.files import check_writable, written_atomically
+from tfcompress.deploy.files import check_writable, save_keras
 from tfcompress.deploy.onnx import export_onnx
 from tfcompress.deploy.tflite import KINDS, export_tflite
 from tfcompress.deploy.tflite_file import read_tflite
@@ -308,7 +307,7 @@ def _quantize(args):
     model = quantize_aware(
         _load(args.model), args.config, calibration_data=_arrays(args.data)["x"]
     )
-    _save(model, args.output)
+    save_keras(model, args.output)
     count = len(find_layers(model, TransformWeights))
     print(f"{args.output}: {args.config}, {count} layers with rounded weights")
 
@@ -330,7 +329,7 @@ def _prune_channels(args):
         data=None if args.data is None else _arrays(args.data)["x"],
         return_report=True,
     )
-    _save(small, args.output)
+    save_keras(small, args.output)
     print(f"{report}\n{args.output}: written")
 
 
@@ -349,15 +348,6 @@ def _check_output(path):
     if not path.endswith(".keras"):
         raise ValueError(f"The output must be a .keras file: {path!r}")
     check_writable(path)
-
-
-def _save(model, path):
-    # Keras insists on the suffix, which the temporary file does not have.
-    with tempfile.TemporaryDirectory() as folder:
-        saved = pathlib.Path(folder, "model.keras")
-        model.save(saved)
-        with written_atomically(path) as temporary:
-            temporary.write_bytes(saved.read_bytes())
 
 
 def _debug_quantization(args):
