@@ -77,7 +77,9 @@ class RunData:
         """
         if not self.is_arrays:
             self.check_batch_size(batch_size)
-            return self.data, {}
+            # It shuffles by itself; Keras warns otherwise.
+            is_dataset = isinstance(self.data, tf.data.Dataset)
+            return self.data, {"shuffle": False} if is_dataset else {}
         settings = {"batch_size": batch_size or _BATCH_SIZE}
         if len(self.data) == 3:
             settings["sample_weight"] = self.data[2]

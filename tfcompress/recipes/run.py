@@ -9,7 +9,6 @@ Example:
 
 import os
 import pathlib
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,17 +17,14 @@ import keras
 from absl import logging
 
 from tfcompress.callbacks import ChannelPruning, Pruning
-from tfcompress.callbacks.chosen_weights import choose
 from tfcompress.checks import check_model
 from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.files import save_keras
 from tfcompress.deploy.onnx import export_onnx
 from tfcompress.deploy.tflite import export_tflite
 from tfcompress.measure import measure
-from tfcompress.passes.export_graph import is_quantization_aware
 from tfcompress.recipes.actions import (
     act,
-    examples_for,
     made_callbacks,
     named,
     unwrapped,
@@ -36,14 +32,19 @@ from tfcompress.recipes.actions import (
 )
 from tfcompress.recipes.data import RunData
 from tfcompress.recipes.folder import RunFolder, model_fingerprint
-from tfcompress.recipes.order import check_order, has_zeros, made_in
+from tfcompress.recipes.order import has_zeros
+from tfcompress.recipes.rehearsal import (
+    check_door,
+    export_settings,
+    rehearse,
+    with_export,
+)
 from tfcompress.recipes.result import RecipeResult, stage_rows, summary
 from tfcompress.recipes.stages import (
     FILES,
     HELD,
     PASSES,
     TRAINING,
-    checked,
 )
 from tfcompress.recipes.training import objective_of
 from tfcompress.report import report
@@ -69,9 +70,9 @@ def run_recipe(
     check_model(model)
     data = RunData(data, "data")
     test = None if test_data is None else RunData(test_data, "test_data")
-    stages = _with_export(stages)
+    stages = with_export(stages)
     objective = objective_of(model, loss)
-    _check_door(stages, model, data, objective)
+    check_door(stages, model, data, objective)
     run = _Run(
         folder=RunFolder(directory),
         stages=stages,
@@ -90,53 +91,6 @@ def run_recipe(
 
 def _log(line):
     logging.info("%s", line)
-
-
-def _with_export(stages):
-    """The stages with an export at the end, if they have none."""
-    if any(stage.verb in (export_tflite, export_onnx) for stage in stages):
-        return list(stages)
-    kind = "float32"
-    for stage in stages:
-        if stage.name == "quantize_aware":
-            config = stage.arguments().get("config", "int8")
-            bits = getattr(config, "activation_bits", 16 if config == "int16x8" else 8)
-            kind = "int16x8" if bits == 16 else "int8"
-    return [*stages, checked({"export_tflite": {"kind": kind}}, "export")]
-
-
-def _check_door(stages, model, data, objective):
-    """Raises for what is known to go wrong before anything is done."""
-    made = made_in(model)
-    check_order(stages, made)
-    held, quantized, exported = {}, "quantization" in made, False
-    for number, stage in enumerate(stages, start=1):
-        quantized = quantized or stage.name == "quantize_aware"
-        exported = exported or stage.name == "export_tflite"
-        if stage.name in HELD:
-            held[stage.name] = number
-        elif stage.name == "fit":
-            if "QuantizationSchedule" in held and not quantized:
-                raise ValueError(
-                    f"Stage {held['QuantizationSchedule']}, `QuantizationSchedule`: "
-                    "there are no quantizers in that `fit`. Put `quantize_aware` "
-                    "before it."
-                )
-            plan = stage.verb(**stage.arguments())
-            with named(number, stage):
-                objective(plan.loss)
-                data.check_batch_size(plan.batch_size)
-            held = {}
-        elif stage.name == "check_edgetpu" and not exported:
-            raise ValueError(
-                f"Stage {number}, `check_edgetpu`: there is no file to check. Put "
-                "{'export_tflite': {'kind': 'int8'}} before it."
-            )
-    for name, number in held.items():
-        raise ValueError(
-            f"Stage {number}, `{name}`: acts in training, and no `fit` follows. Put "
-            "one behind it: {'fit': {'epochs': 5}}."
-        )
 
 
 @dataclass
@@ -161,7 +115,10 @@ class _Run:
         self.folder.check(started_with)
         reports = self._reports_there_are()
         if not reports:
-            self._rehearse()
+            rehearse(
+                self.stages, self.original, self.teacher, self.data, self.objective
+            )
+            self.say(f"Rehearsed {len(self.stages)} stages; nothing is in the way.")
             self._start(started_with)
         model, held = self._model_after(len(reports)), []
         for number, stage in enumerate(self.stages, start=1):
@@ -313,7 +270,9 @@ class _Run:
         if stage.verb is export_onnx:
             result = export_onnx(model, path, **stage.arguments())
         else:
-            result = export_tflite(model, path, **_export_settings(stage, model, self))
+            result = export_tflite(
+                model, path, **export_settings(stage, model, self.data)
+            )
         self._say(number, stage, str(result).splitlines()[0])
         return {
             "file": path.name,
@@ -328,33 +287,6 @@ class _Run:
         return self._file(_file_name(self.stages, last))
 
     # Before and after the stages.
-
-    def _rehearse(self):
-        """Runs everything but the training, so that hours later nothing is refused."""
-        model, held = _copied(self.original), []
-        for number, stage in enumerate(self.stages, start=1):
-            with named(number, stage):
-                if stage.name in HELD:
-                    held.append(stage)
-                elif stage.name in PASSES:
-                    model, _ = act(stage, model, self.data, self.objective)
-                elif stage.name == "fit":
-                    self._rehearse_fit(stage, model, held)
-                    held = []
-                elif stage.verb is export_tflite:
-                    with tempfile.TemporaryDirectory() as folder:
-                        path = pathlib.Path(folder) / "model.tflite"
-                        settings = _export_settings(stage, model, self)
-                        export_tflite(model, path, **settings)
-        self.say(f"Rehearsed {len(self.stages)} stages; nothing is in the way.")
-
-    def _rehearse_fit(self, stage, model, held):
-        for callback in made_callbacks(held, self.data):
-            if isinstance(callback, Pruning):
-                callback.set_model(model)
-                choose(callback)
-        plan = stage.verb(**stage.arguments())
-        plan.compile(wrapped(held, model, self.teacher), self.data, self.objective)
 
     def _result(self, model, reports):
         names = [r["file"] for r in reports if "file" in r]
@@ -380,22 +312,6 @@ class _Run:
             stages=tuple(reports),
             report=written.path,
         )
-
-
-def _copied(model):
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "model.keras"
-        model.save(path)
-        return keras.models.load_model(path, compile=False)
-
-
-def _export_settings(stage, model, run):
-    """Arguments of an export; examples where the model has no ranges of its own."""
-    settings = stage.arguments()
-    integers = settings.get("kind", "float32") != "float32"
-    if integers and not is_quantization_aware(model):
-        settings |= examples_for(stage, run.data)
-    return settings
 
 
 def _file_name(stages, number):
