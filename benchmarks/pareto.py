@@ -142,7 +142,7 @@ class _Run:
         wanted = [n for n in wanted if any(part in n for part in parts)]
         fresh = False
         for name in [FLOAT, *wanted]:
-            if name in self.rows:
+            if "file" in self.rows.get(name, ()):
                 continue
             began = time.monotonic()
             row = self._row(name)
