@@ -98,8 +98,12 @@ def clustered(model, train, clusters, sparse, epochs):
         ),
     }
     if sparse:
-        cluster = tfmot.clustering.keras.experimental.cluster.cluster_weights
-        model = cluster(model, preserve_sparsity=True, **settings)
+        # Documented, and in no public module of 0.8.
+        from tensorflow_model_optimization.python.core.clustering.keras.experimental import (  # noqa: E501
+            cluster,
+        )
+
+        model = cluster.cluster_weights(model, preserve_sparsity=True, **settings)
     else:
         model = tfmot.clustering.keras.cluster_weights(model, **settings)
     fit(model, train, epochs, FINE_RATE)

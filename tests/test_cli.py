@@ -100,8 +100,8 @@ def test_prune_channels_writes_a_smaller_model_and_says_what_went(run):
 
 def test_compress_runs_a_recipe_and_says_what_it_does(run):
     args = "--recipe=r.yaml", "--data=data.npz", "--test_data=data.npz", "--out=out"
-    code, out, _ = run("compress", "--model=compiled.keras", *args)
-    assert code == 0
+    code, out, err = run("compress", "--model=compiled.keras", *args)
+    assert code == 0, err
     for text in ("[1/2] fit", "[2/2] export_tflite", "original", "Report: out"):
         assert text in out
     assert pathlib.Path("out/report.html").exists()

@@ -13,31 +13,39 @@ from tfcompress.recipes.stages import CALLBACKS, HELD, TRAINING
 
 _WRAPPED = "works on plain layers, and those are wrapped by then"
 _DENSE = "replaces kernels by products of new ones, in which the zeros are lost"
+_PLAIN = {"clusters": _WRAPPED, "quantization": _WRAPPED}
 # Stage -> what may not be there when it acts -> why.
 _CANNOT_FOLLOW = {
-    "prune_channels": {"quantization": _WRAPPED},
-    "factorize": {"quantization": _WRAPPED, "zeros": _DENSE},
-    "separate_convs": {"quantization": _WRAPPED, "zeros": _DENSE},
-    "prune_layers": {"quantization": _WRAPPED},
-    "replace_activations": {"quantization": _WRAPPED},
-    "fold": {"quantization": _WRAPPED},
+    "prune_channels": _PLAIN,
+    "factorize": {**_PLAIN, "zeros": _DENSE},
+    "separate_convs": {**_PLAIN, "zeros": _DENSE},
+    "prune_layers": _PLAIN,
+    "replace_activations": _PLAIN,
+    "fold": _PLAIN,
     "ChannelPruning": {
-        "quantization": _WRAPPED,
+        **_PLAIN,
         "zeros": "shrinks weights by a constraint of its own, and nothing would hold "
         "the zeros meanwhile (`prune_channels` keeps them)",
     },
+    "cluster": _PLAIN,
     "quantize_aware": {"quantization": "can quantize a model once only"},
 }
 # Stage -> what it leaves in the model.
-_MAKES = {"Pruning": "zeros", "quantize_aware": "quantization"}
-_WORDS = {"zeros": "zeros", "quantization": "quantizers"}
+_MAKES = {
+    "Pruning": "zeros",
+    "cluster": "clusters",
+    "quantize_aware": "quantization",
+}
+_WORDS = {"zeros": "zeros", "clusters": "codebooks", "quantization": "quantizers"}
 
 
 def made_in(model):
-    """What earlier work there is in a model: a set of `"zeros"`, `"quantization"`."""
+    """What earlier work a model holds: a set of the values of `_MAKES`."""
     found = set()
-    if find_layers(model, (FakeQuant, TransformWeights)):
+    if find_layers(model, FakeQuant):
         found.add("quantization")
+    elif find_layers(model, TransformWeights):
+        found.add("clusters")
     if has_zeros(model):
         found.add("zeros")
     return found
@@ -123,7 +131,7 @@ def _conflict(name, index, there):
         return (
             index,
             text,
-            None if thing == "quantization" == _MAKES.get(name) else maker,
+            None if thing == _MAKES.get(name) else maker,
         )
     return None
 
