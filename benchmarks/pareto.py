@@ -34,6 +34,7 @@ TFMOT = (
     "int8, calibration",
     "QAT",
     "pruning 80 %",
+    "pruning 90 %",
     "PQAT 50 %",
     "PQAT 80 %",
     "PQAT 90 %",
@@ -225,7 +226,9 @@ class _Run:
             command.append(f"--examples={self.args.examples}")
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            return done.stderr.strip().splitlines()[-1][:300]
+            lines = done.stderr.strip().splitlines()
+            errors = [line for line in lines if "Error" in line]
+            return (errors or lines)[-1][:300]
         return None
 
     def _time(self):

@@ -24,6 +24,7 @@ ROWS = {
     "int8, calibration": (0.0, None, None),
     "QAT": (0.0, None, "plain"),
     "pruning 80 %": (0.8, None, None),
+    "pruning 90 %": (0.9, None, None),
     "PQAT 50 %": (0.5, None, "prune"),
     "PQAT 80 %": (0.8, None, "prune"),
     "PQAT 90 %": (0.9, None, "prune"),
