@@ -8,13 +8,15 @@ import sys
 import keras
 import numpy as np
 import pytest
-from networks import conv_net, image_data
+from networks import compiled, conv_net, image_data
 
 import tfcompress as tfc
 from tfcompress import cli
 
 COMMANDS = (
     "demo",
+    "compress",
+    "recipe",
     "inspect",
     "export",
     "prune-channels",
@@ -39,6 +41,10 @@ def folder(tmp_path_factory):
     np.savez(folder / "data.npz", x=x, y=y)
     model = conv_net()
     model.save(folder / "plain.keras")
+    trainable = compiled(conv_net())
+    trainable.optimizer.build(trainable.trainable_variables)
+    trainable.save(folder / "compiled.keras")
+    tfc.Recipe([{"fit": {"epochs": 1}}]).save(folder / "r.yaml")
     qat = tfc.quantize_aware(model, calibration_data=x)
     qat.save(folder / "qat.keras")
     tfc.export_tflite(qat, folder / "int8.tflite", kind="int8")
@@ -95,6 +101,24 @@ def test_prune_channels_writes_a_smaller_model_and_says_what_went(run):
     small = tfc.measure(keras.models.load_model("small.keras"))
     plain = tfc.measure(keras.models.load_model("plain.keras"))
     assert small.macs <= plain.macs / 2
+
+
+def test_compress_runs_a_recipe_and_says_what_it_does(run):
+    args = "--recipe=r.yaml", "--data=data.npz", "--test_data=data.npz", "--out=out"
+    code, out, err = run("compress", "--model=compiled.keras", *args)
+    assert code == 0, err
+    for text in ("[1/2] fit", "[2/2] export_tflite", "original", "Report: out"):
+        assert text in out
+    assert pathlib.Path("out/report.html").exists()
+    code, out, _ = run("compress", "--model=compiled.keras", *args)
+    assert code == 0 and "[1/2] fit: done before" in out
+
+
+def test_recipe_shows_presets_to_copy(run):
+    code, out, _ = run("recipe")
+    assert code == 0 and all(name in out for name in tfc.Recipe.presets())
+    code, out, _ = run("recipe", "tiny-mcu")
+    assert code == 0 and out == tfc.Recipe.preset_text("tiny-mcu")
 
 
 def test_quantize_writes_a_model_that_exports(run):
@@ -155,6 +179,7 @@ def test_check_edgetpu_prints_the_table(run):
     assert "Edge TPU" in out and "CONV_2D" in out
 
 
+_COMPRESS = ("--model=plain.keras", "--out=bad")
 BAD = {
     "no such model": (("measure", "none.tflite"), "No such .tflite file"),
     "no such keras file": (("inspect", "none.keras"), "No such model file"),
@@ -203,6 +228,23 @@ BAD = {
         ("debug-quantization", "--model=plain.keras", "--data=data.npz"),
         "not quantization-aware",
     ),
+    "no such preset": (("recipe", "edge-int4"), "Did you mean 'edge-int8'?"),
+    "no such recipe": (
+        ("compress", *_COMPRESS, "--recipe=edge", "--data=data.npz"),
+        "no preset 'edge'",
+    ),
+    "bad recipe": (
+        ("compress", *_COMPRESS, "--recipe=bad.yaml", "--data=data.npz"),
+        "bad.yaml': Stage 1: there is no stage 'foldd'",
+    ),
+    "no labels to train": (
+        ("compress", *_COMPRESS, "--recipe=r.yaml", "--data=x.npz"),
+        "needs an array `y` too",
+    ),
+    "not compiled": (
+        ("compress", *_COMPRESS, "--recipe=r.yaml", "--data=data.npz"),
+        "pass loss=",
+    ),
     "compiler": (("compile-edgetpu", "int8.tflite"), "edgetpu"),
 }
 
@@ -213,6 +255,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, case, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     pathlib.Path("bad.tflite").write_bytes(b"nonsense")
     pathlib.Path("bad.keras").write_bytes(b"nonsense")
+    pathlib.Path("bad.yaml").write_text("stages: [foldd]")
     np.savez("z.npz", z=np.zeros(3))
     np.savez("x.npz", x=image_data(4)[0])
     code, out, err = run(*args)

@@ -35,6 +35,7 @@ LEVELS = {
     "report": 6,
     "sensitivity": 6,
     "demo": 7,
+    "recipes": 7,
     "cli": 8,
 }
 

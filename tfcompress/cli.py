@@ -4,7 +4,6 @@ import inspect
 import os
 import pathlib
 import sys
-import tempfile
 
 import keras
 import numpy as np
@@ -17,7 +16,7 @@ from tfcompress import demo
 from tfcompress.debug import debug_quantization
 from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerError, compile_edgetpu
-from tfcompress.deploy.files import check_writable, written_atomically
+from tfcompress.deploy.files import check_writable, save_keras
 from tfcompress.deploy.onnx import export_onnx
 from tfcompress.deploy.pack import pack, unpack
 from tfcompress.deploy.tflite import KINDS, export_tflite
@@ -33,11 +32,13 @@ from tfcompress.passes.quantize import quantize_aware
 from tfcompress.passes.strip import strip
 from tfcompress.progress import tracked
 from tfcompress.prune_channels import prune_channels
+from tfcompress.recipes import Recipe
 from tfcompress.report import report, table
 
 _DESCRIPTION = """Compress Keras 3 models and check what came of it.
 
   tfcompress demo                              the whole journey on real speech
+  tfcompress compress --model=model.keras --recipe=edge-int8 --data=train.npz --out=dir
   tfcompress export model.keras model.tflite --kind=int8 --data=calibration.npz
   tfcompress prune-channels model.keras small.keras --budget macs=0.5
   tfcompress cluster model.keras shared.keras --clusters=16
@@ -131,6 +132,37 @@ def _parser():
         arg("--seed", type=int, default=0, help="seed of weights and order (0)"),
         arg(
             "--quick", action="store_true", help="one epoch of each step: a smoke test"
+        ),
+    )
+    command(
+        _compress,
+        "compress",
+        arg("--model", required=True, metavar="X.keras", help="trained model"),
+        arg(
+            "--recipe",
+            required=True,
+            metavar="R",
+            help=f"a .yaml or .json file, or a preset: {', '.join(Recipe.presets())}",
+        ),
+        arg(
+            "--data",
+            required=True,
+            metavar="X.npz",
+            help="training examples: arrays x and y",
+        ),
+        arg("--out", required=True, metavar="DIR", help="folder for all of it"),
+        arg("--test_data", metavar="Y.npz", help="arrays x and y for the accuracy"),
+        arg("--teacher", metavar="T.keras", help="for distill (the model itself)"),
+        arg("--loss", metavar="NAME", help="Keras loss (that of the compiled model)"),
+        arg("--seed", type=int, default=0, help="seed of every stage (0)"),
+    )
+    command(
+        _recipe,
+        "recipe",
+        arg(
+            "name",
+            nargs="?",
+            help=f"preset to show: {', '.join(Recipe.presets())}",
         ),
     )
     command(_inspect, "inspect", arg("model", help=".tflite or .keras file"))
@@ -255,6 +287,39 @@ def _demo(args):
     demo.run(args.out, settings)
 
 
+def _compress(args):
+    """Run a recipe: its passes, its training, its files, one report at the end.
+
+    Each stage leaves its model and its report in the folder. The same command after a
+    kill goes on where it was; stages that are done are not done again.
+    """
+    suffix = pathlib.Path(args.recipe).suffix
+    recipe = (Recipe.load if suffix else Recipe.preset)(args.recipe)
+    result = recipe.run(
+        _load(args.model, compiled=args.loss is None),
+        _labelled(args.data),
+        args.out,
+        test_data=None if args.test_data is None else _labelled(args.test_data),
+        teacher=None if args.teacher is None else _load(args.teacher),
+        loss=args.loss,
+        seed=args.seed,
+        say=print,
+    )
+    print(f"\n{result}")
+
+
+def _recipe(args):
+    """Show a preset recipe as YAML, to read, copy and change.
+
+    Without a name: what each preset is for.
+    """
+    if args.name is not None:
+        print(Recipe.preset_text(args.name), end="")
+        return
+    rows = [(name, Recipe.preset(name).about) for name in Recipe.presets()]
+    Console().print(_table(["preset", "what it makes"], rows))
+
+
 def _inspect(args):
     """Show what a file holds: operations, types, kernels.
 
@@ -337,7 +402,7 @@ def _quantize(args):
     model = quantize_aware(
         _load(args.model), args.config, calibration_data=_arrays(args.data)["x"]
     )
-    _save(model, args.output)
+    save_keras(model, args.output)
     count = len(find_layers(model, TransformWeights))
     print(f"{args.output}: {args.config}, {count} layers with rounded weights")
 
@@ -396,7 +461,7 @@ def _prune_channels(args):
         data=None if args.data is None else _arrays(args.data)["x"],
         return_report=True,
     )
-    _save(small, args.output)
+    save_keras(small, args.output)
     print(f"{report}\n{args.output}: written")
 
 
@@ -415,15 +480,6 @@ def _check_output(path):
     if not path.endswith(".keras"):
         raise ValueError(f"The output must be a .keras file: {path!r}")
     check_writable(path)
-
-
-def _save(model, path):
-    # Keras insists on the suffix, which the temporary file does not have.
-    with tempfile.TemporaryDirectory() as folder:
-        saved = pathlib.Path(folder, "model.keras")
-        model.save(saved)
-        with written_atomically(path) as temporary:
-            temporary.write_bytes(saved.read_bytes())
 
 
 def _debug_quantization(args):
@@ -499,15 +555,22 @@ def _table(header, rows):
     return table
 
 
-def _load(path):
+def _load(path, *, compiled=False):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No such model file: {path!r}")
     try:
-        return keras.models.load_model(path, compile=False)
+        return keras.models.load_model(path, compile=compiled)
     except Exception as err:
         raise ValueError(
             f"Cannot load {path!r} as a Keras 3 model: {_one_line(err)[:300]}"
         ) from err
+
+
+def _labelled(path):
+    arrays = _arrays(path)
+    if "y" not in arrays:
+        raise ValueError(f"{path!r} needs an array `y` too. Received: {sorted(arrays)}")
+    return arrays["x"], arrays["y"]
 
 
 def _arrays(path):

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import os
 import pathlib
+import shutil
 import tempfile
 
 
@@ -43,6 +44,16 @@ def written_atomically(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_keras(model, path):
+    """Saves a model as `.keras`; an old file stays until the new one is whole."""
+    # Keras insists on the suffix, which the temporary file does not have.
+    with tempfile.TemporaryDirectory() as folder:
+        saved = pathlib.Path(folder, "model.keras")
+        model.save(saved)
+        with written_atomically(path) as temporary:
+            shutil.copyfile(saved, temporary)
 
 
 def check_writable(path):
