@@ -10,10 +10,11 @@ Example:
 
 import os
 import statistics
-import time
 
 import numpy as np
 
+from tfcompress.deploy.apart import check_runs
+from tfcompress.deploy.litert_process import interpreter, set_zeros, timed
 from tfcompress.deploy.quiet import quiet
 
 
@@ -23,24 +24,22 @@ class TFLiteRunner:
     Args:
         path: Path of a `.tflite` file.
         threads: Number of threads.
+        kernels: `"xnnpack"`, `"builtin"` or `"reference"`; see `litert_process`.
 
     Attributes:
         inputs: Details of the inputs as the interpreter gives them, in order.
         outputs: The same of the outputs.
 
     Raises:
-        ValueError: If the runtime cannot load the file (for example custom operations).
+        ValueError: If the runtime cannot load the file (for example custom operations),
+            or running it ends the process.
     """
 
-    def __init__(self, path, *, threads=1):
-        from ai_edge_litert.interpreter import Interpreter
-
+    def __init__(self, path, *, threads=1, kernels="xnnpack"):
+        check_runs(path, kernels=kernels)
         with quiet():
             try:
-                self._interpreter = Interpreter(
-                    model_path=os.fspath(path), num_threads=threads
-                )
-                self._interpreter.allocate_tensors()
+                self._interpreter = interpreter(path, kernels=kernels, threads=threads)
             except (ValueError, RuntimeError) as err:
                 raise ValueError(
                     f"LiteRT cannot run {os.fspath(path)!r} on the CPU: {err}"
@@ -106,16 +105,8 @@ class TFLiteRunner:
             repeats: Least number of timed runs.
             seconds: Time after which no more than `repeats` are made.
         """
-        for details in self.inputs:
-            zeros = np.zeros(details["shape"], details["dtype"])
-            self._interpreter.set_tensor(details["index"], zeros)
-        for _ in range(5):
-            self._interpreter.invoke()
-        times, begin = [], time.perf_counter()
-        while len(times) < repeats or time.perf_counter() - begin < seconds:
-            start = time.perf_counter()
-            self._interpreter.invoke()
-            times.append(time.perf_counter() - start)
+        set_zeros(self._interpreter)
+        times = timed(self._interpreter.invoke, repeats=repeats, seconds=seconds)
         return 1000 * statistics.median(times)
 
 

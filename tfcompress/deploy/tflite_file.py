@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from tfcompress.deploy.apart import FileCrashError, FileRunError, check_loads
+
 _NUMPY_TYPES = {
     "FLOAT32": np.float32,
     "FLOAT16": np.float16,
@@ -192,18 +194,22 @@ def _verify(content, path):
             f"Not a TFLite model: {os.fspath(path)!r} ({len(content)} bytes) lacks the "
             "identifier 'TFL3'. Write one with tfc.export_tflite(model, path)."
         )
-    from ai_edge_litert.interpreter import Interpreter
-
     try:
-        Interpreter(model_content=content)
-    except (ValueError, RuntimeError) as err:
+        check_loads(path)
+    except FileRunError as err:
         # Anything else, such as an operator this runtime lacks, is for the reader of
         # the file to judge, not for us.
         if "Flatbuffer" in str(err):
-            raise ValueError(
-                f"Damaged TFLite model: {os.fspath(path)!r} ({len(content)} bytes) is "
-                "truncated or was altered. Export or copy it again."
-            ) from err
+            raise ValueError(_damaged(content, path)) from err
+    except FileCrashError as err:
+        raise ValueError(_damaged(content, path)) from err
+
+
+def _damaged(content, path):
+    return (
+        f"Damaged TFLite model: {os.fspath(path)!r} ({len(content)} bytes) is "
+        "truncated or was altered. Export or copy it again."
+    )
 
 
 def pack_int4(integers):
