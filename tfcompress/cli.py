@@ -19,8 +19,9 @@ from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerError, compile_edgetpu
 from tfcompress.deploy.files import check_writable, written_atomically
 from tfcompress.deploy.onnx import export_onnx
-from tfcompress.deploy.tflite import KINDS, export_tflite
+from tfcompress.deploy.tflite import export_tflite
 from tfcompress.deploy.tflite_file import read_tflite
+from tfcompress.deploy.tflite_kinds import KINDS
 from tfcompress.graph import find_layers, kernels
 from tfcompress.layers import TransformWeights
 from tfcompress.measure import measure

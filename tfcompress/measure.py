@@ -155,10 +155,8 @@ def _kernel(path, size, nonzero):
 def _parameters(file):
     """Constants that are weights, with the number of their nonzero values."""
     found = []
-    for tensor in file.used_tensors():
-        if tensor.constant and (
-            tensor.dtype in FLOAT_TYPES or tensor.scale is not None
-        ):
+    for tensor in file.constants():
+        if tensor.dtype in FLOAT_TYPES or tensor.scale is not None:
             value = tensor.value()
             if tensor.zero_point is not None:
                 shape = [1] * value.ndim

@@ -184,6 +184,16 @@ def check_loads(path):
     _check("load", path)
 
 
+def check_prepares(path):
+    """Raises unless LiteRT can set up a file to be run.
+
+    Raises:
+        FileCrashError: If setting it up crashed.
+        FileRunError: If an operation refuses what it is given.
+    """
+    _check("prepare", path)
+
+
 def check_runs(path, *, kernels="xnnpack"):
     """Raises if running a file once, on zeros, ends the process or does not end.
 

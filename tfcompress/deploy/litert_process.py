@@ -84,6 +84,11 @@ def _load(path):
         Interpreter(model_content=file.read())
 
 
+def _prepare(path):
+    """Sets a file up."""
+    interpreter(path)
+
+
 def _attempt(path, kernels):
     """Runs a file once."""
     made = interpreter(path, kernels=kernels)
@@ -137,6 +142,7 @@ def _micro(path, examples, outputs, arena_bytes):
 
 REQUESTS = {
     "load": _load,
+    "prepare": _prepare,
     "attempt": _attempt,
     "times": _times,
     "memory": _memory,

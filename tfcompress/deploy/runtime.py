@@ -16,6 +16,7 @@ import numpy as np
 from tfcompress.deploy.apart import check_runs
 from tfcompress.deploy.litert_process import interpreter, set_zeros, timed
 from tfcompress.deploy.quiet import quiet
+from tfcompress.deploy.signatures import in_order
 
 
 class TFLiteRunner:
@@ -49,17 +50,20 @@ class TFLiteRunner:
     def _details(self):
         """Inputs and outputs in the order of the signature, where there is one.
 
-        The order within the file and the names of tensors are the converter's whim.
+        Other converters order and name the tensors of a file as they like.
         """
         if not self._interpreter.get_signature_list():
             found = self._interpreter
             return found.get_input_details(), found.get_output_details()
         signature = self._interpreter.get_signature_runner()
         return tuple(
-            [details[name] for name in sorted(details, key=lambda n: (len(n), n))]
-            for details in (
-                signature.get_input_details(),
-                signature.get_output_details(),
+            [found for _, found in in_order(details, tensors)]
+            for details, tensors in (
+                (signature.get_input_details(), self._interpreter.get_input_details()),
+                (
+                    signature.get_output_details(),
+                    self._interpreter.get_output_details(),
+                ),
             )
         )
 
