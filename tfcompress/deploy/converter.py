@@ -136,7 +136,13 @@ def _save(model, batch_size, folder):
     ]
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint("serving_default", flat_call(model), input_signature=specs)
+    infer = flat_call(model)
+    archive.add_endpoint(
+        "serving_default",
+        # A dict would name the outputs, and lose their order.
+        lambda *inputs: keras.tree.flatten(infer(*inputs)),
+        input_signature=specs,
+    )
     archive.write_out(folder, verbose=False)
 
 

@@ -8,8 +8,8 @@ import tempfile
 import threading
 import warnings
 
-# The error stream and the warnings filters are the process's: of two threads that change
-# them at once, the later would restore what the earlier had put there.
+# The error stream and the warnings filters are the process's: of two threads that
+# change them at once, the later would restore what the earlier had put there.
 _LOCK = threading.RLock()
 
 

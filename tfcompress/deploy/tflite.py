@@ -132,10 +132,9 @@ def export_tflite(
         pack: Whether weights of 4 bits or less are stored two a byte: `"dense"` those
             of dense layers, `True` those of convolutions as well, which LiteRT computes
             several times slower so on a CPU, `False` none. It changes no value.
-        sparse: Whether kernels with many zeros are stored in TFLite's sparse format, of
-            a `"float32"` or `"float16"` file. The file gets smaller on disk, where it is
-            not compressed anyway; it does not run faster, for the CPU expands the
-            kernels when it loads them.
+        sparse: Whether kernels with many zeros are stored in TFLite's sparse format,
+            in a `"float32"` or `"float16"` file. It pays where the file lies on a disk
+            uncompressed; it does not run faster, for the CPU expands the kernels.
         allow_float: Regular expressions of TFLite operators (`"CUMSUM"`) that may have
             float tensors in an integer file. What converts to and from them may, too. A
             layer that `quantize_aware` left float is so in the file only where TFLite
@@ -234,8 +233,9 @@ def _check_sparse(sparse, kind):
         raise ValueError(f"`sparse` must be True or False. Received: sparse={sparse!r}")
     if sparse and kind not in SPARSE_KINDS:
         raise ValueError(
-            f"LiteRT runs the sparse format of the kinds {SPARSE_KINDS} only. Received: "
-            f"kind={kind!r}. Zeros of other kinds shrink where the file is compressed."
+            f"LiteRT runs the sparse format of the kinds {SPARSE_KINDS} only. "
+            f"Received: kind={kind!r}. Zeros of other kinds shrink where the file is "
+            "compressed."
         )
 
 
