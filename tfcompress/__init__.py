@@ -15,6 +15,10 @@ from tfcompress.callbacks import QuantizationSchedule as QuantizationSchedule
 from tfcompress.debug import debug_quantization as debug_quantization
 from tfcompress.deploy.edgetpu_check import check_edgetpu as check_edgetpu
 from tfcompress.deploy.edgetpu_compile import compile_edgetpu as compile_edgetpu
+from tfcompress.deploy.metadata import Metadata as Metadata
+from tfcompress.deploy.metadata import TensorMetadata as TensorMetadata
+from tfcompress.deploy.metadata import read_metadata as read_metadata
+from tfcompress.deploy.metadata import write_metadata as write_metadata
 from tfcompress.deploy.onnx import export_onnx as export_onnx
 from tfcompress.deploy.tflite import export_tflite as export_tflite
 from tfcompress.measure import measure as measure

@@ -117,7 +117,9 @@ def test_a_kind_that_the_weights_are_not_is_refused(images, tmp_path):
     with pytest.raises(ValueError, match="'float16' must be one of .'float32',"):
         tfc.export_tflite(small, tmp_path / "m", kind="float16", io="int8")
     with pytest.raises(ValueError, match="needs no `calibration_data`"):
-        tfc.export_tflite(small, tmp_path / "m", kind="float16", calibration_data=images)
+        tfc.export_tflite(
+            small, tmp_path / "m", kind="float16", calibration_data=images
+        )
     assert not list(tmp_path.iterdir())
 
 

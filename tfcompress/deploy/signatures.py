@@ -118,6 +118,36 @@ def _number(name):
     return int(_NUMBERED.fullmatch(name)[1])
 
 
+def signature_names(model):
+    """Names of the inputs and outputs of a file, in its order.
+
+    Args:
+        model: What `tflite_file.parsed` returned.
+
+    Returns:
+        Two lists: names of the signature, or else of the tensors.
+    """
+    graph = model.subgraphs[0]
+    signature = next(
+        (s for s in model.signatureDefs or () if s.subgraphIndex == 0), None
+    )
+    lists = []
+    for what in ("inputs", "outputs"):
+        entries = getattr(signature, what, None) or ()
+        names = {entry.tensorIndex: _text(entry.name) for entry in entries}
+        lists.append(
+            [
+                names.get(index, _text(graph.tensors[index].name))
+                for index in getattr(graph, what)
+            ]
+        )
+    return lists
+
+
+def _text(name):
+    return (name or b"").decode(errors="replace")
+
+
 def in_order(details, tensors):
     """The details of a signature's tensors in the order of the model.
 

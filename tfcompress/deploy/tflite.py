@@ -19,6 +19,7 @@ from tfcompress.deploy.converter import calibrate_and_convert, convert, examples
 from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
 from tfcompress.deploy.integers import integer_file
 from tfcompress.deploy.low_bits import StoredWeights
+from tfcompress.deploy.metadata import with_metadata
 from tfcompress.deploy.scales import round_bias_scales
 from tfcompress.deploy.signatures import input_names, output_names, with_signature
 from tfcompress.deploy.tflite_file import FLOAT_TYPES, read_tflite
@@ -104,6 +105,7 @@ def export_tflite(
     pack="dense",
     sparse=False,
     allow_float=(),
+    metadata=None,
 ):
     """Converts a model to TFLite, reads the file back and checks it.
 
@@ -140,6 +142,7 @@ def export_tflite(
             layer that `quantize_aware` left float is so in the file only where TFLite
             has no integers for it or none around it: a single dense layer between
             quantized ones is computed in integers, with weights rounded to 8 bits.
+        metadata: `tfc.Metadata` to put into the file: labels, normalization, author.
 
     The signature `"serving_default"` has the model's own names: keys of a dict of
     inputs or outputs, or else names of input layers and of the layers that compute the
@@ -170,6 +173,8 @@ def export_tflite(
         model, kind, io, calibration_data, batch_size, pack, sparse
     )
     content = with_signature(content, *names)
+    if metadata is not None:
+        content = with_metadata(content, metadata)
     with written_atomically(path) as temporary:
         temporary.write_bytes(content)
         file = read_tflite(temporary)
