@@ -28,11 +28,13 @@ LEVELS = {
     "deploy": 4,
     "measure": 5,
     "plots": 5,
+    "benchmark": 6,
     "debug": 6,
     "prune_channels": 6,
     "report": 6,
     "sensitivity": 6,
     "demo": 7,
+    "verify": 7,
     "cli": 8,
 }
 

@@ -8,6 +8,7 @@ from tfcompress import datasets as datasets
 from tfcompress import layers as layers
 from tfcompress import schedules as schedules
 from tfcompress import zoo as zoo
+from tfcompress.benchmark import benchmark as benchmark
 from tfcompress.callbacks import ChannelPruning as ChannelPruning
 from tfcompress.callbacks import CompressionLogger as CompressionLogger
 from tfcompress.callbacks import Pruning as Pruning
@@ -40,5 +41,6 @@ from tfcompress.prune_channels import prune_channels as prune_channels
 from tfcompress.report import report as report
 from tfcompress.selection import Rule as Rule
 from tfcompress.sensitivity import sensitivity as sensitivity
+from tfcompress.verify import verify as verify
 
 __version__ = "0.1.0"

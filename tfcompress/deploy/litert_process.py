@@ -26,7 +26,7 @@ def interpreter(path, *, kernels="xnnpack", threads=1, keep=False):
     """A LiteRT interpreter with its tensors allocated.
 
     Args:
-        path: Path of a `.tflite` file.
+        path: Path of a `.tflite` file, or its bytes.
         kernels: `"xnnpack"` for XNNPACK where it takes an operation, `"builtin"` for
             TFLite's optimized kernels, `"reference"` for its plain ones.
         threads: Number of threads.
@@ -40,8 +40,10 @@ def interpreter(path, *, kernels="xnnpack", threads=1, keep=False):
         "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         "reference": OpResolverType.BUILTIN_REF,
     }[kernels]
+    content = isinstance(path, bytes)
     made = Interpreter(
-        model_path=os.fspath(path),
+        model_path=None if content else os.fspath(path),
+        model_content=path if content else None,
         num_threads=threads,
         experimental_op_resolver_type=resolver,
         experimental_preserve_all_tensors=keep,
@@ -96,10 +98,20 @@ def _attempt(path, kernels):
     made.invoke()
 
 
-def _times(path, kernels, threads, **settings):
-    made = interpreter(path, kernels=kernels, threads=threads)
-    set_zeros(made)
-    return timed(made.invoke, **settings)
+def _turns(path, settings, rounds, repeats, seconds, warmup):
+    """Seconds of many runs of each `(kernels, threads)`, which take turns."""
+    made = [interpreter(path, kernels=k, threads=t) for k, t in settings]
+    for one in made:
+        set_zeros(one)
+        timed(one.invoke, repeats=0, seconds=0, warmup=warmup)
+    times = [[] for _ in made]
+    for _ in range(rounds):
+        for one, found in zip(made, times, strict=True):
+            share = -(-repeats // rounds)
+            found += timed(
+                one.invoke, repeats=share, seconds=seconds / rounds, warmup=0
+            )
+    return times
 
 
 def _memory(path, kernels, threads):
@@ -116,10 +128,83 @@ def _memory(path, kernels, threads):
 
 
 def _peak_bytes():
+    """Most memory that this process has had."""
+    if sys.platform == "linux":
+        # `getrusage` begins with the peak of the process that started this one.
+        with open("/proc/self/status") as status:
+            (peak,) = (line for line in status if line.startswith("VmHWM:"))
+        return 1024 * int(peak.split()[1])
     if resource is None:
         raise RuntimeError("this system keeps no peak memory of a process")
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def _operations(path, parts, examples, keep):
+    """Runs a file, and each of its operations alone on what it read there.
+
+    Args:
+        path: Path of the file.
+        parts: For each operation `None` or its file's bytes, the tensors that it reads
+            and those that it writes.
+        examples: Lists of inputs in the order of the file.
+        keep: Whether to return what the operations wrote.
+
+    Returns:
+        For each operation and kernel set the largest difference to the builtin kernels
+        (`None` where it did not run), the largest value of each, and a list for each
+        example of what each operation wrote.
+    """
+    whole = interpreter(path, kernels="builtin", keep=True)
+    alone = [_alone(part) for part in parts]
+    errors = [{kernels: 0.0 for kernels in made} for made in alone]
+    largest, kept = [0.0] * len(parts), []
+    for inputs in examples:
+        for details, value in zip(whole.get_input_details(), inputs, strict=True):
+            whole.set_tensor(details["index"], value)
+        whole.invoke()
+        written = [[np.asarray(whole.get_tensor(i)) for i in part[2]] for part in parts]
+        if keep:
+            kept.append(written)
+        for number, (part, made) in enumerate(zip(parts, alone, strict=True)):
+            values = [v.astype(np.float64) for v in written[number]]
+            largest[number] = max(
+                [largest[number], *(np.abs(v).max(initial=0) for v in values)]
+            )
+            read = [whole.get_tensor(i) for i in part[1]]
+            for kernels in list(made):
+                error = _difference(made[kernels], read, values)
+                errors[number][kernels] = (
+                    None if error is None else max(errors[number][kernels], error)
+                )
+                if error is None:
+                    del made[kernels]
+    return errors, largest, kept
+
+
+def _alone(part):
+    made = {}
+    for kernels in ("xnnpack", "reference") if part[0] is not None else ():
+        # Alone it may lack what it needs, such as a shape another would compute.
+        try:
+            made[kernels] = interpreter(part[0], kernels=kernels)
+        except (RuntimeError, ValueError):
+            continue
+    return made
+
+
+def _difference(made, read, values):
+    try:
+        for details, value in zip(made.get_input_details(), read, strict=True):
+            made.set_tensor(details["index"], value)
+        made.invoke()
+        found = [made.get_tensor(d["index"]) for d in made.get_output_details()]
+        return max(
+            float(np.abs(f.astype(np.float64) - v).max(initial=0))
+            for f, v in zip(found, values, strict=True)
+        )
+    except (RuntimeError, ValueError):
+        return None
 
 
 def _micro(path, examples, outputs, arena_bytes):
@@ -144,8 +229,9 @@ REQUESTS = {
     "load": _load,
     "prepare": _prepare,
     "attempt": _attempt,
-    "times": _times,
+    "turns": _turns,
     "memory": _memory,
+    "operations": _operations,
     "micro": _micro,
 }
 

@@ -40,19 +40,22 @@ class TFLiteRunner:
         check_runs(path, kernels=kernels)
         with quiet():
             try:
-                self._interpreter = interpreter(path, kernels=kernels, threads=threads)
+                self._interpreter = self._made(path, kernels, threads)
             except (ValueError, RuntimeError) as err:
                 raise ValueError(
                     f"LiteRT cannot run {os.fspath(path)!r} on the CPU: {err}"
                 ) from err
         self.inputs, self.outputs = self._details()
 
+    def _made(self, path, kernels, threads):
+        return interpreter(path, kernels=kernels, threads=threads)
+
     def _details(self):
-        """Inputs and outputs in the order of the signature, where there is one.
+        """Inputs and outputs in the order of the signature, where there is just one.
 
         Other converters order and name the tensors of a file as they like.
         """
-        if not self._interpreter.get_signature_list():
+        if len(self._interpreter.get_signature_list()) != 1:
             found = self._interpreter
             return found.get_input_details(), found.get_output_details()
         signature = self._interpreter.get_signature_runner()
@@ -100,7 +103,7 @@ class TFLiteRunner:
             (self._interpreter.get_tensor(details["index"]), details)
             for details in self.outputs
         ]
-        return [_dequantize(v, d) if dequantize else v for v, d in found]
+        return [dequantize(v, d) if dequantize else v for v, d in found]
 
     def latency_ms(self, *, repeats=100, seconds=1.0):
         """Median time of one inference in milliseconds, after a warm-up.
@@ -126,7 +129,8 @@ def quantize(value, details):
     )
 
 
-def _dequantize(value, details):
+def dequantize(value, details):
+    """Stored values of a tensor as real ones, float32."""
     scale, zero_point = details["quantization"]
     if scale == 0:
         return np.asarray(value, np.float32)
