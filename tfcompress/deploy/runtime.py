@@ -80,22 +80,22 @@ class TFLiteRunner:
         Returns:
             List of float32 arrays, one for each output, with one row an example.
         """
-        return self._run_all(inputs, dequantize=True)
+        return self._run_all(inputs, real=True)
 
     def integers(self, inputs):
         """As `predict`, with the outputs as the file stores them."""
-        return self._run_all(inputs, dequantize=False)
+        return self._run_all(inputs, real=False)
 
-    def _run_all(self, inputs, dequantize):
+    def _run_all(self, inputs, real):
         """Runs as many examples at a time as the file takes; fills up the last."""
         count, size = len(inputs[0]), int(self.inputs[0]["shape"][0])
         parts = []
         for start in range(0, count, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)
-            parts.append(self._run([a[rows] for a in inputs], dequantize))
+            parts.append(self._run([a[rows] for a in inputs], real))
         return [np.concatenate(c)[:count] for c in zip(*parts, strict=True)]
 
-    def _run(self, example, dequantize):
+    def _run(self, example, real):
         for details, value in zip(self.inputs, example, strict=True):
             self._interpreter.set_tensor(details["index"], quantize(value, details))
         self._interpreter.invoke()
@@ -103,7 +103,7 @@ class TFLiteRunner:
             (self._interpreter.get_tensor(details["index"]), details)
             for details in self.outputs
         ]
-        return [dequantize(v, d) if dequantize else v for v, d in found]
+        return [dequantize(v, d) if real else v for v, d in found]
 
     def latency_ms(self, *, repeats=100, seconds=1.0):
         """Median time of one inference in milliseconds, after a warm-up.
@@ -135,3 +135,35 @@ def dequantize(value, details):
     if scale == 0:
         return np.asarray(value, np.float32)
     return (value.astype(np.float32) - zero_point) * np.float32(scale)
+
+
+def check_belongs(model, runner, path):
+    """Raises unless a file has the inputs and outputs of a model.
+
+    Args:
+        model: The `keras.Model` that it should have been exported from.
+        runner: `TFLiteRunner` of the file.
+        path: Its path, for the message.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    for kind, expected, found in (
+        ("input", model.inputs, runner.inputs),
+        ("output", model.outputs, runner.outputs),
+    ):
+        wanted = [tuple(t.shape[1:]) for t in expected]
+        received = [tuple(int(n) for n in d["shape"][1:]) for d in found]
+        if not _same_shapes(wanted, received):
+            raise ValueError(
+                f"{os.fspath(path)!r} does not belong to model {model.name!r}: "
+                f"expected {kind}s of shape {wanted} (without the batch axis). "
+                f"Received: {received}. Export the model again."
+            )
+
+
+def _same_shapes(wanted, received):
+    return len(wanted) == len(received) and all(
+        len(w) == len(r) and all(a in (None, b) for a, b in zip(w, r, strict=True))
+        for w, r in zip(wanted, received, strict=True)
+    )

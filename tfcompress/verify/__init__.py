@@ -14,51 +14,25 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tfcompress.checks import batches, check_model
-from tfcompress.debug.differences import Difference, decibels, difference, sums
-from tfcompress.deploy.runtime import TFLiteRunner
-from tfcompress.deploy.signatures import signature_names
-from tfcompress.deploy.tflite_file import parsed, read_tflite
+from tfcompress.debug.differences import decibels
+from tfcompress.deploy.runtime import TFLiteRunner, check_belongs
+from tfcompress.deploy.tflite_file import read_tflite
 from tfcompress.graph import symbolic_inputs
 from tfcompress.measure import keras_runner
 from tfcompress.passes.distill import Distiller
 from tfcompress.verify.operations import OperationAgreement as OperationAgreement
 from tfcompress.verify.operations import compare_operations
-from tfcompress.verify.runtimes import MICRO, RUNTIMES, RuntimeMissing, RuntimeRefusal
+from tfcompress.verify.outputs import OutputAgreement as OutputAgreement
+from tfcompress.verify.outputs import agreements, cells, least_db
+from tfcompress.verify.runtimes import RUNTIMES, RuntimeMissing, RuntimeRefusal
 from tfcompress.verify.runtimes import run as run_file
 
 # Examples on which operations are compared: their tensors are all in memory.
 _OPERATION_EXAMPLES = 4
 
-# Least signal to noise, in dB, of an output: a float32 sums in another order, a float16
-# has 11 bits; what integers lose depends on the model, and less than this is broken.
-_LEAST_DB = {"float32": 60.0, "float16": 40.0, "16 bits": 25.0, "8 bits": 12.0}
-
 
 class VerificationError(ValueError):
     """A file does not compute what the model does."""
-
-
-@dataclass(frozen=True)
-class OutputAgreement:
-    """An output of the model and of the file in one runtime.
-
-    Attributes:
-        signature: Name of the signature; empty if the file has none.
-        output: Name of the output.
-        runtime: `"LiteRT xnnpack"`, `"tf.lite"`, `"TFLite Micro"`, ...
-        difference: `Difference` over all examples; steps are not a number where the
-            output is float.
-        same_class: Fraction of rows with the largest value in the same place; `None`
-            where the last axis has length one.
-        ok: Whether the signal to noise is enough.
-    """
-
-    signature: str
-    output: str
-    runtime: str
-    difference: Difference
-    same_class: float | None
-    ok: bool
 
 
 @dataclass(frozen=True)
@@ -99,7 +73,7 @@ class Verification:
             f"at least {self.min_sqnr_db:g} dB)"
         ]
         rows = [("runtime", "output", "dB", "max error", "steps", "same class", "")]
-        rows += [_output_cells(output) for output in self.outputs]
+        rows += [cells(output) for output in self.outputs]
         lines += _columns(rows)
         lines += [f"  {name}: {why}" for name, why in self.skipped.items()]
         if self.arena_bytes is not None:
@@ -165,10 +139,10 @@ def verify(
     names = _checked_runtimes(runtimes)
     _check_examples(examples)
     file = read_tflite(path)
-    _check_belongs(model, path)
+    check_belongs(model, TFLiteRunner(path), path)
     inputs = _first(model, data, examples)
     if min_sqnr_db is None:
-        min_sqnr_db = _LEAST_DB[_precision(file)]
+        min_sqnr_db = least_db(file)
     expected = keras_runner(model)(inputs)
     outputs, skipped, arena = [], {}, None
     for name in names:
@@ -185,7 +159,7 @@ def verify(
             skipped[name] = f"cannot run the file: {err}"
             continue
         arena = used or arena
-        outputs += _agreements(name, path, expected, found, min_sqnr_db)
+        outputs += agreements(name, path, expected, found, min_sqnr_db)
     first = [array[:_OPERATION_EXAMPLES] for array in inputs]
     result = Verification(
         model=model.name,
@@ -218,26 +192,6 @@ def _check_examples(examples):
         )
 
 
-def _check_belongs(model, path):
-    runner = TFLiteRunner(path)
-    for kind, tensors, details in (
-        ("input", model.inputs, runner.inputs),
-        ("output", model.outputs, runner.outputs),
-    ):
-        wanted = [tuple(t.shape[1:]) for t in tensors]
-        received = [tuple(int(n) for n in d["shape"][1:]) for d in details]
-        fits = len(wanted) == len(received) and all(
-            len(w) == len(r) and all(a in (None, b) for a, b in zip(w, r, strict=True))
-            for w, r in zip(wanted, received, strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"{os.fspath(path)!r} does not belong to model {model.name!r}: expected "
-                f"{kind}s of shape {wanted} (without the batch axis). Received: "
-                f"{received}. Export the model again."
-            )
-
-
 def _first(model, data, examples):
     """The first examples, one array for each input."""
     taken, left = [], examples
@@ -247,58 +201,6 @@ def _first(model, data, examples):
         if not left:
             break
     return [np.concatenate(column) for column in zip(*taken, strict=True)]
-
-
-def _precision(file):
-    """What rounds most: activations, or else weights."""
-    used = {t.dtype for graph in file.graphs for t in graph.used_tensors()}
-    quantized = {t.dtype for t in file.constants() if t.scale is not None}
-    computed = {t.dtype for t in file.used_tensors() if t.scale is not None}
-    if "INT16" in used & computed:
-        return "16 bits"
-    if quantized & {"INT8", "UINT8", "INT4"} or "INT8" in computed:
-        return "8 bits"
-    return "float16" if "FLOAT16" in used else "float32"
-
-
-def _agreements(runtime, path, expected, found, min_sqnr_db):
-    with open(path, "rb") as file:
-        model = parsed(file.read())
-    signatures = [s.signatureKey.decode() for s in model.signatureDefs or ()]
-    details = TFLiteRunner(path).outputs
-    by_index = dict(
-        zip(model.subgraphs[0].outputs, signature_names(model)[1], strict=True)
-    )
-    for details, wanted, values in zip(details, expected, found, strict=True):
-        scale = details["quantization"][0] or np.nan
-        totals = np.asarray(sums(wanted, values), np.float64)
-        difference_ = difference(totals, scale)
-        yield OutputAgreement(
-            signatures[0] if len(signatures) == 1 else "",
-            by_index[details["index"]],
-            runtime,
-            difference_,
-            _same_class(wanted, values),
-            bool(difference_.sqnr_db >= min_sqnr_db),
-        )
-
-
-def _same_class(wanted, found):
-    if wanted.ndim < 2 or wanted.shape[-1] == 1:
-        return None
-    return float(np.mean(wanted.argmax(-1) == found.argmax(-1)))
-
-
-def _output_cells(output):
-    found = output.difference
-    steps = "-" if np.isnan(found.max_error_lsb) else f"{found.max_error_lsb:.1f}"
-    same = "-" if output.same_class is None else f"{output.same_class:.1%}"
-    verdict = "" if output.ok else "too far off"
-    name = output.output
-    return (
-        output.runtime, name, decibels(found), f"{found.max_error:.3g}", steps, same,
-        verdict,
-    )  # fmt: skip
 
 
 def _operation_cells(operation):

@@ -8,13 +8,11 @@ Example:
 
 import importlib.util
 import re
-import tempfile
 
 import numpy as np
 import tensorflow as tf
 
 from tfcompress.deploy.apart import FileCrashError, FileRunError, Process
-from tfcompress.deploy.quiet import quiet
 from tfcompress.deploy.runtime import TFLiteRunner, dequantize, quantize
 from tfcompress.deploy.tflite_file import read_tflite
 
