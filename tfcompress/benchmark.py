@@ -21,7 +21,7 @@ import numpy as np
 from tfcompress.deploy.apart import FileCrashError, FileRunError, Process
 from tfcompress.deploy.litert_process import KERNELS
 from tfcompress.deploy.one_operation import alone
-from tfcompress.deploy.tflite_file import parsed, read_tflite
+from tfcompress.deploy.tflite_file import damage_named, parsed, read_tflite
 from tfcompress.progress import tracked
 
 _POWERCAP = "/sys/class/powercap"
@@ -243,7 +243,7 @@ def _operations(path):
     with Process() as process, tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "operation.tflite")
         times = [
-            _operation_ms(process, file, alone(model, index))
+            _operation_ms(process, file, _alone(path, model, index))
             for index in tracked(range(len(names)), "Operations", total=len(names))
         ]
     total = sum(t for t in times if t is not None)
@@ -251,6 +251,11 @@ def _operations(path):
         OperationTime(index, name, ms, None if ms is None else ms / total)
         for index, (name, ms) in enumerate(zip(names, times, strict=True))
     )
+
+
+def _alone(path, model, index):
+    with damage_named(path):
+        return alone(model, index)
 
 
 def _operation_ms(process, file, content):

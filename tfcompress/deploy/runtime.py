@@ -4,17 +4,18 @@ Example:
     ```python
     runner = TFLiteRunner("model.tflite")
     probabilities = runner.predict([x])[0]
-    milliseconds = runner.latency_ms()
+    milliseconds = latency_ms("model.tflite")
     ```
 """
 
+import contextlib
 import os
 import statistics
 
 import numpy as np
 
-from tfcompress.deploy.apart import check_runs
-from tfcompress.deploy.litert_process import interpreter, set_zeros, timed
+from tfcompress.deploy.apart import FileCrashError, FileRunError, ask, check_runs
+from tfcompress.deploy.litert_process import interpreter
 from tfcompress.deploy.quiet import quiet
 from tfcompress.deploy.signatures import in_order
 
@@ -37,15 +38,24 @@ class TFLiteRunner:
     """
 
     def __init__(self, path, *, threads=1, kernels="xnnpack"):
-        check_runs(path, kernels=kernels)
-        with quiet():
-            try:
-                self._interpreter = self._made(path, kernels, threads)
-            except (ValueError, RuntimeError) as err:
-                raise ValueError(
-                    f"LiteRT cannot run {os.fspath(path)!r} on the CPU: {err}"
-                ) from err
-        self.inputs, self.outputs = self._details()
+        self._path = os.fspath(path)
+        with self._failures(), quiet():
+            check_runs(path, kernels=kernels)
+            self._interpreter = self._made(path, kernels, threads)
+            self.inputs, self.outputs = self._details()
+            if not self.inputs or not len(self.inputs[0]["shape"]):
+                raise ValueError("its first input has no batch axis")
+
+    @contextlib.contextmanager
+    def _failures(self):
+        try:
+            yield
+        except FileCrashError:
+            raise
+        except (ValueError, RuntimeError) as err:
+            raise ValueError(
+                f"LiteRT cannot run {self._path!r} on the CPU: {err}"
+            ) from err
 
     def _made(self, path, kernels, threads):
         return interpreter(path, kernels=kernels, threads=threads)
@@ -96,6 +106,10 @@ class TFLiteRunner:
         return [np.concatenate(c)[:count] for c in zip(*parts, strict=True)]
 
     def _run(self, example, real):
+        with self._failures():
+            return self._run_once(example, real)
+
+    def _run_once(self, example, real):
         for details, value in zip(self.inputs, example, strict=True):
             self._interpreter.set_tensor(details["index"], quantize(value, details))
         self._interpreter.invoke()
@@ -105,16 +119,34 @@ class TFLiteRunner:
         ]
         return [dequantize(v, d) if real else v for v, d in found]
 
-    def latency_ms(self, *, repeats=100, seconds=1.0):
-        """Median time of one inference in milliseconds, after a warm-up.
 
-        Args:
-            repeats: Least number of timed runs.
-            seconds: Time after which no more than `repeats` are made.
-        """
-        set_zeros(self._interpreter)
-        times = timed(self._interpreter.invoke, repeats=repeats, seconds=seconds)
-        return 1000 * statistics.median(times)
+def latency_ms(path, *, repeats=100, seconds=1.0):
+    """Median time of one inference on one thread in milliseconds, after a warm-up.
+
+    The file runs in a process of its own.
+
+    Args:
+        path: Path of a `.tflite` file.
+        repeats: Least number of timed runs.
+        seconds: Time after which no more than `repeats` are made.
+
+    Raises:
+        ValueError: If the runtime cannot run the file.
+    """
+    try:
+        (times,) = ask(
+            "turns",
+            path,
+            timeout_sec=120 + 20 * seconds,
+            settings=[("xnnpack", 1)],
+            rounds=1,
+            repeats=repeats,
+            seconds=seconds,
+            warmup=5,
+        )
+    except FileRunError as err:
+        raise ValueError(f"LiteRT cannot run the file on the CPU: {err}") from err
+    return 1000 * statistics.median(times)
 
 
 def quantize(value, details):

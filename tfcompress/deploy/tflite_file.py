@@ -11,6 +11,7 @@ Example:
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import math
@@ -213,11 +214,27 @@ def read_tflite(path):
     content = path.read_bytes()
     _verify(content, path)
     formats = schema()
-    try:
+    with damage_named(path):
         model = formats.ModelT.InitFromPackedBuf(content, 0)
         _check_buffers(model, len(content))
         return _parse(model, formats, os.fspath(path), len(content))
+
+
+@contextlib.contextmanager
+def damage_named(path):
+    """Turns errors met in the content of a file into one that names it.
+
+    The bytes of a flatbuffer may be sound and still say what makes no sense: tensors
+    that are not there, constants shorter than their shape.
+
+    Raises:
+        ValueError: If the body raised an error, unless that names the file already.
+    """
+    try:
+        yield
     except Exception as err:
+        if isinstance(err, (OSError, ValueError)) and os.fspath(path) in str(err):
+            raise
         raise ValueError(
             f"Cannot read {os.fspath(path)!r}: the bytes are a TFLite flatbuffer, but "
             f"their content is damaged ({type(err).__name__}: {err})."

@@ -19,7 +19,7 @@ from tfcompress.debug.differences import Difference, add, difference, sums
 from tfcompress.deploy.apart import FileCrashError, FileRunError, Process
 from tfcompress.deploy.one_operation import alone, computed_inputs
 from tfcompress.deploy.runtime import TFLiteRunner, quantize
-from tfcompress.deploy.tflite_file import parsed, read_tflite
+from tfcompress.deploy.tflite_file import damage_named, parsed, read_tflite
 from tfcompress.graph import Graph, flatten, functional
 from tfcompress.passes.export_graph import is_quantization_aware
 from tfcompress.passes.strip import strip
@@ -99,10 +99,11 @@ def _run(file, path, inputs, keep):
         for batch in in_batches(inputs, size)
     ]
     model = parsed(pathlib.Path(path).read_bytes())
-    parts = [
-        (alone(model, op.index), computed_inputs(model, op.index), _indices(op.outputs))
-        for op in file.operations
-    ]
+    with damage_named(path):
+        parts = [
+            (alone(model, i), computed_inputs(model, i), _indices(op.outputs))
+            for i, op in enumerate(file.operations)
+        ]
     with Process() as process:
         try:
             return process.ask(
