@@ -79,7 +79,9 @@ def test_a_plain_model_and_its_layers(images, tmp_path, kind, least):
     path = tfc.export_tflite(
         model, tmp_path / "m", kind=kind, batch_size=3, **more
     ).path
-    result = tfc.verify(model, path, (images, None), examples=7, runtimes=LITERT)
+    result = tfc.verify(
+        model, path, (images, np.zeros(40)), examples=7, runtimes=LITERT
+    )
     assert result.ok and result.min_sqnr_db == least and result.examples == 7
     found = {row.operator: row.layer for row in result.operations if row.layer}
     # Normalization and ReLU are in the convolution's operation.
@@ -164,7 +166,10 @@ def test_a_subclassed_model_is_compared_by_its_outputs(images, tmp_path):
     model = keras.Model(inputs, Subclassed()(inputs))
     path = tfc.export_tflite(model, tmp_path / "m").path
     result = tfc.verify(model, path, images, runtimes=LITERT)
-    assert result.ok and all(not row.layer for row in result.operations)
+    assert result.ok
+    # It has no layers to look at, but is one.
+    assert [row.layer for row in result.operations][-1] == model.layers[-1].name
+    assert not any(row.layer for row in result.operations[:-1])
 
 
 def test_arguments_out_of_place(qat, file, images, tmp_path):

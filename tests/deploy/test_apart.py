@@ -31,6 +31,13 @@ def test_a_process_that_dies_is_an_error_and_the_next_request_works(path):
         process.ask("load", path)
 
 
+def test_paths_are_of_the_folder_of_now(path, tmp_path, monkeypatch):
+    read_tflite(path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.tflite").write_bytes(path.read_bytes() + b"\0")
+    assert tfc.measure("here.tflite").latency_ms > 0
+
+
 def test_a_request_that_does_not_end_is_ended(path):
     with Process() as process:
         with pytest.raises(FileCrashError, match="did not end within 0.5 s"):

@@ -74,13 +74,14 @@ class Process:
         """
         request = {
             "what": what,
-            "path": os.fspath(path),
+            # The process may have been started in another folder.
+            "path": os.path.abspath(path),
             "memory_bytes": _MEMORY_BYTES + _COPIES * os.path.getsize(path),
             **arguments,
         }
         with self._lock:
             self._start()
-            kind, answer = self._exchange(request, timeout_sec)
+            kind, answer = self._exchange(request, os.fspath(path), timeout_sec)
         if kind == "failed":
             raise FileRunError(f"{os.fspath(path)!r}: {answer}")
         return answer
@@ -119,7 +120,7 @@ class Process:
             stderr=self._caught,
         )
 
-    def _exchange(self, request, timeout_sec):
+    def _exchange(self, request, path, timeout_sec):
         popen, begin = self._popen, self._caught.seek(0, os.SEEK_END)
         expired = threading.Event()
 
@@ -138,7 +139,7 @@ class Process:
             self.said = self._read(begin)
             self.close()
             raise FileCrashError(
-                _death(request, code, timeout_sec if expired.is_set() else None)
+                _death(path, code, timeout_sec if expired.is_set() else None)
             ) from err
         except BaseException:
             # An answer that nobody reads would be taken for the next one.
@@ -155,14 +156,14 @@ class Process:
         return self._caught.read().decode(errors="replace")
 
 
-def _death(request, code, timeout_sec):
+def _death(path, code, timeout_sec):
     if timeout_sec is not None:
         how = f"did not end within {timeout_sec} s"
     else:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         how = f"ended the process ({name})"
     return (
-        f"{request['path']!r} cannot be run: the runtime {how}. The file is damaged or "
+        f"{path!r} cannot be run: the runtime {how}. The file is damaged or "
         "does what this runtime cannot; export or copy it again."
     )
 

@@ -48,6 +48,7 @@ from tfcompress.selection import matches
 # Kinds that the converter cannot calibrate -> preset of `quantize_aware`.
 _PRESETS = {"int4": "int4_weights", "int16x8": "int16x8"}
 
+_RUN_SUBGRAPHS = ("WHILE", "IF", "STABLEHLO_WHILE", "CALL_ONCE")
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 _BITS = {"FLOAT32": 32, "FLOAT16": 16, "INT16": 16, "INT8": 8, "INT4": 4}
 
@@ -180,7 +181,7 @@ def export_tflite(
         file = read_tflite(temporary)
         floats = [op for op in file.float_operations() if not _at_border(op, file, io)]
         if kind not in FLOAT_KINDS:
-            _check_float(floats, path, allow_float)
+            _check_float(floats, file, path, allow_float)
         check_kind(file, kind, stored=stored, sparse=sparse)
         _check_prepares(temporary, path)
         result = _describe(file, floats, content, path, stored)
@@ -327,7 +328,7 @@ def _weights(file, stored):
 
 def _at_border(operation, file, io):
     """Whether it only converts a float input or output of the file."""
-    if io != "float32":
+    if io != "float32" or not _in_main(operation, file):
         return False
     inputs, outputs = {t.index for t in file.inputs}, {t.index for t in file.outputs}
     if operation.operator == "QUANTIZE":
@@ -335,12 +336,29 @@ def _at_border(operation, file, io):
     return operation.operator == "DEQUANTIZE" and operation.outputs[0].index in outputs
 
 
-def _check_float(floats, path, patterns):
+def _in_main(operation, file):
+    """Whether it is of the main subgraph, not of one that an operation runs."""
+    return any(operation is other for other in file.operations)
+
+
+def _check_float(floats, file, path, patterns):
     """Raises unless the float operations of an integer file are allowed ones."""
     allowed = [op for op in floats if any(matches(p, op.operator) for p in patterns)]
-    islands = {t.index for op in allowed for t in (*op.inputs, *op.outputs) if t}
+    # Who allows a loop allows what it runs.
+    if any(op.operator in _RUN_SUBGRAPHS for op in allowed):
+        floats = [op for op in floats if _in_main(op, file)]
+    islands = {
+        t.index
+        for op in allowed
+        if _in_main(op, file)
+        for t in (*op.inputs, *op.outputs)
+        if t
+    }
     left = [
-        op.operator for op in floats if op not in allowed and not _leads_to(op, islands)
+        op.operator
+        for op in floats
+        if not any(op is other for other in allowed)
+        and not (_in_main(op, file) and _leads_to(op, islands))
     ]
     if left:
         names = list(dict.fromkeys(left))

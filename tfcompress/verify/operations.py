@@ -167,7 +167,7 @@ def _with_layers(rows, file, model, inputs, kept):
 
 def _layer_outputs(model, inputs):
     """Names and values of all tensors that a model computes."""
-    flat = flatten(strip(model))
+    flat = flatten(strip(model), keep_subclassed=True)
     calls = [(c.operation.name, t) for c in Graph(flat).calls for t in c.outputs]
     infer = keras.Model(flat.inputs, [tensor for _, tensor in calls])
     found = keras.tree.flatten(infer(inputs, training=False))
