@@ -150,6 +150,8 @@ def test_what_a_microcontroller_cannot_run_is_said(images, tmp_path):
     assert result.ok and result.arena_bytes is None
     assert "Hybrid models are not supported" in result.skipped["TFLite Micro"]
     assert "TFLite Micro: cannot run the file" in str(result)
+    with pytest.raises(ValueError, match="TFLite Micro cannot run .*m': .*Hybrid"):
+        tfc.verify(model, path, images, runtimes=["TFLite Micro"])
 
 
 def test_a_runtime_that_is_not_installed(qat, file, images, monkeypatch):

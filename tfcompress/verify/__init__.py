@@ -155,7 +155,9 @@ def verify(
             continue
         except RuntimeRefusal as err:
             if name == names[0]:
-                raise
+                raise RuntimeRefusal(
+                    f"{name} cannot run {os.fspath(path)!r}: {err}"
+                ) from err
             skipped[name] = f"cannot run the file: {err}"
             continue
         arena = used or arena
