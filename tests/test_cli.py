@@ -23,6 +23,8 @@ COMMANDS = (
     "cluster",
     "quantize",
     "debug-quantization",
+    "verify",
+    "benchmark",
     "measure",
     "check-edgetpu",
     "compile-edgetpu",
@@ -84,12 +86,40 @@ def test_inspect_shows_the_kernels_of_a_model(run):
         ("plain.keras", "b.tflite", "--kind=int8", "--data=data.npz"),
         ("qat.keras", "c.tflite", "--kind=int8", "--io=uint8"),
         ("qat.keras", "d.onnx"),
+        ("plain.keras", "e.tflite", "--kind=float16", "--batch_size=0"),
     ],
 )
 def test_export_writes_the_file(run, args):
     code, out, _ = run("export", *args)
     assert code == 0
     assert pathlib.Path(args[1]).exists() and args[1] in out
+
+
+def test_export_puts_labels_into_the_file(run):
+    pathlib.Path("labels.txt").write_text("red\ngreen\nblue\n")
+    code, _, _ = run("export", "plain.keras", "l.tflite", "--labels=labels.txt")
+    assert code == 0
+    assert tfc.read_metadata("l.tflite").outputs[0].labels == ("red", "green", "blue")
+
+
+def test_verify_says_whether_the_file_agrees(run):
+    args = "--data=data.npz", "--examples=4"
+    code, out, _ = run("verify", "qat.keras", "int8.tflite", *args)
+    assert code == 0
+    assert "int8.tflite agrees with conv_net (4 examples" in out and "CONV_2D" in out
+    other = keras.models.load_model("plain.keras")
+    other.get_layer("hidden").kernel.assign(-other.get_layer("hidden").kernel)
+    other.save("other.keras")
+    args = *args, "--no_operations"
+    code, out, _ = run("verify", "other.keras", "int8.tflite", *args)
+    assert code == 1
+    assert "DISAGREES" in out
+
+
+def test_benchmark_shows_time_memory_and_energy(run):
+    code, out, _ = run("benchmark", "int8.tflite", "--threads=1", "--seconds=0")
+    assert code == 0
+    assert "xnnpack" in out and "peak memory" in out and "energy:" in out
 
 
 def test_prune_channels_writes_a_smaller_model_and_says_what_went(run):

@@ -29,6 +29,7 @@ LEVELS = {
     "measure": 5,
     "plots": 5,
     "cache_teacher": 6,
+    "benchmark": 6,
     "debug": 6,
     "distill": 6,
     "prune_channels": 6,
@@ -36,6 +37,7 @@ LEVELS = {
     "sensitivity": 6,
     "demo": 7,
     "recipes": 7,
+    "verify": 7,
     "cli": 8,
 }
 

@@ -8,6 +8,7 @@ from tfcompress import datasets as datasets
 from tfcompress import layers as layers
 from tfcompress import schedules as schedules
 from tfcompress import zoo as zoo
+from tfcompress.benchmark import benchmark as benchmark
 from tfcompress.cache_teacher import cache_teacher as cache_teacher
 from tfcompress.callbacks import ChannelPruning as ChannelPruning
 from tfcompress.callbacks import ClusteringSchedule as ClusteringSchedule
@@ -17,6 +18,10 @@ from tfcompress.callbacks import QuantizationSchedule as QuantizationSchedule
 from tfcompress.debug import debug_quantization as debug_quantization
 from tfcompress.deploy.edgetpu_check import check_edgetpu as check_edgetpu
 from tfcompress.deploy.edgetpu_compile import compile_edgetpu as compile_edgetpu
+from tfcompress.deploy.metadata import Metadata as Metadata
+from tfcompress.deploy.metadata import TensorMetadata as TensorMetadata
+from tfcompress.deploy.metadata import read_metadata as read_metadata
+from tfcompress.deploy.metadata import write_metadata as write_metadata
 from tfcompress.deploy.onnx import export_onnx as export_onnx
 from tfcompress.deploy.pack import pack as pack
 from tfcompress.deploy.pack import unpack as unpack
@@ -45,5 +50,6 @@ from tfcompress.recipes import Recipe as Recipe
 from tfcompress.report import report as report
 from tfcompress.selection import Rule as Rule
 from tfcompress.sensitivity import sensitivity as sensitivity
+from tfcompress.verify import verify as verify
 
 __version__ = "0.1.0"

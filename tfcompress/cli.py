@@ -13,14 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from tfcompress import demo
+from tfcompress.benchmark import benchmark
 from tfcompress.debug import debug_quantization
 from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerError, compile_edgetpu
 from tfcompress.deploy.files import check_writable, save_keras
+from tfcompress.deploy.metadata import Metadata, TensorMetadata
 from tfcompress.deploy.onnx import export_onnx
 from tfcompress.deploy.pack import pack, unpack
-from tfcompress.deploy.tflite import KINDS, export_tflite
+from tfcompress.deploy.tflite import export_tflite
 from tfcompress.deploy.tflite_file import read_tflite
+from tfcompress.deploy.tflite_kinds import KINDS
 from tfcompress.graph import find_layers, kernels
 from tfcompress.layers import TransformWeights
 from tfcompress.measure import measure
@@ -34,6 +37,7 @@ from tfcompress.progress import tracked
 from tfcompress.prune_channels import prune_channels
 from tfcompress.recipes import Recipe
 from tfcompress.report import report, table
+from tfcompress.verify import verify
 
 _DESCRIPTION = """Compress Keras 3 models and check what came of it.
 
@@ -44,6 +48,8 @@ _DESCRIPTION = """Compress Keras 3 models and check what came of it.
   tfcompress cluster model.keras shared.keras --clusters=16
   tfcompress quantize --model=model.keras --data=calibration.npz --output=qat.keras
   tfcompress debug-quantization --model=qat.keras --file=int8.tflite --data=test.npz
+  tfcompress verify model.keras model.tflite --data=test.npz
+  tfcompress benchmark model.tflite
   tfcompress measure float.tflite int8.tflite --data=test.npz
   tfcompress check-edgetpu int8.tflite
   tfcompress pack int8.tflite int8.tfcpack
@@ -81,20 +87,21 @@ def run(argv):
         argv: List of strings, the program's name first.
 
     Returns:
-        Exit code: 0, or 2 after one line on the error stream if the input was bad.
+        Exit code: 0; 1 if `verify` found a difference; 2 after one line on the error
+        stream if the input was bad.
     """
     return _run(parse(argv))
 
 
 def _run(args):
     try:
-        args.command(args)
+        code = args.command(args)
     except (OSError, TypeError, ValueError, EdgeTPUCompilerError) as err:
         if args.debug:
             raise
         print(f"tfcompress: {_one_line(err)}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 def _one_line(err):
@@ -178,6 +185,38 @@ def _parser():
             help="inputs and outputs of an integer .tflite (integers of the kind)",
         ),
         arg("--data", metavar="X.npz", help="calibration examples: array x"),
+        arg(
+            "--batch_size",
+            type=int,
+            help="of a .tflite (1); 0 leaves it open, to be resized on the device",
+        ),
+        arg("--sparse", action="store_true", help="TFLite's sparse format, of zeros"),
+        arg("--labels", metavar="X.txt", help="class names, one a line, to put inside"),
+    )
+    command(
+        _verify,
+        "verify",
+        arg("model", help=".keras file"),
+        arg("file", help=".tflite file that was exported from it"),
+        arg("--data", required=True, metavar="X.npz", help="examples: array x"),
+        arg("--examples", type=int, default=64, help="how many of them (64)"),
+        arg(
+            "--no_operations",
+            action="store_true",
+            help="compare outputs only, not each operation",
+        ),
+    )
+    command(
+        _benchmark,
+        "benchmark",
+        arg("model", help=".tflite file"),
+        arg(
+            "--threads",
+            type=int,
+            action="append",
+            help="number of threads; may be given several times (1, 2, 4, ...)",
+        ),
+        arg("--seconds", type=float, default=1.0, help="for each setting (1)"),
     )
     command(
         _prune_channels,
@@ -369,17 +408,18 @@ def _export(args):
     """Convert a .keras file to .tflite or .onnx, and check the result.
 
     A quantization-aware model needs no data. A plain one needs calibration examples for
-    --kind=int8.
+    --kind=int8, int4 and int16x8.
     """
     suffix = pathlib.Path(args.output).suffix
     if suffix not in (".tflite", ".onnx"):
         raise ValueError(f"The output must be a .tflite or .onnx file: {args.output!r}")
     model = _load(args.model)
     if suffix == ".onnx":
-        if args.data or args.kind != "float32":
+        others = (args.data, args.sparse, args.labels, args.batch_size is not None)
+        if any(others) or args.kind != "float32":
             raise ValueError(
-                "An .onnx file takes neither --kind nor --data: a quantization-aware "
-                "model becomes integer by itself."
+                "An .onnx file takes none of --kind, --data, --batch_size, --sparse "
+                "and --labels: a quantization-aware model becomes integer by itself."
             )
         result = export_onnx(model, args.output)
         print(f"{result.path}: {result.bytes:,} bytes ({result.gzip_bytes:,} gzip)")
@@ -387,9 +427,46 @@ def _export(args):
     data = None if args.data is None else _arrays(args.data)["x"]
     print(
         export_tflite(
-            model, args.output, kind=args.kind, io=args.io, calibration_data=data
+            model,
+            args.output,
+            kind=args.kind,
+            io=args.io,
+            calibration_data=data,
+            batch_size=1 if args.batch_size is None else args.batch_size or None,
+            sparse=args.sparse,
+            metadata=None if args.labels is None else _with_labels(model, args.labels),
         )
     )
+
+
+def _with_labels(model, path):
+    """Metadata of a model with one output, whose labels are the lines of a file."""
+    labels = pathlib.Path(path).read_text().splitlines()
+    return Metadata(name=model.name, outputs=[TensorMetadata(labels=labels)])
+
+
+def _verify(args):
+    """Compare a .tflite file with its model, in every runtime and each operation.
+
+    Exits with 1 if an output is too far off.
+    """
+    result = verify(
+        _load(args.model),
+        args.file,
+        _arrays(args.data)["x"],
+        examples=args.examples,
+        operations=not args.no_operations,
+    )
+    print(result)
+    return 0 if result.ok else 1
+
+
+def _benchmark(args):
+    """Time, memory and energy of a .tflite file on this machine.
+
+    With and without XNNPACK, by number of threads; and which operations are slow.
+    """
+    print(benchmark(args.model, threads=args.threads, seconds=args.seconds))
 
 
 def _quantize(args):
@@ -422,7 +499,7 @@ def _cluster(args):
         per_channel=args.per_channel,
     )
     count = len(find_layers(model, TransformWeights))
-    _save(strip(model) if args.plain else model, args.output)
+    save_keras(strip(model) if args.plain else model, args.output)
     print(f"{args.output}: {count} layers with {args.clusters} values a codebook")
 
 

@@ -20,8 +20,8 @@ import tensorflow as tf
 
 from tfcompress.checks import batches, check_model
 from tfcompress.deploy.files import gzip_bytes
-from tfcompress.deploy.runtime import TFLiteRunner
-from tfcompress.deploy.tflite_file import FLOAT_TYPES, read_tflite
+from tfcompress.deploy.runtime import TFLiteRunner, latency_ms
+from tfcompress.deploy.tflite_file import FLOAT_TYPES, damage_named, read_tflite
 from tfcompress.graph import flat_call, kernels
 from tfcompress.passes.strip import strip
 
@@ -199,18 +199,21 @@ def _measure_model(model, data, name):
 
 def _measure_file(path, data, name):
     file = read_tflite(path)
-    found = _parameters(file)
-    runner = TFLiteRunner(path)
+    with damage_named(path):
+        found, macs = _parameters(file), _file_macs(file)
+    latency = latency_ms(path)
+    accuracy = None
+    if data is not None:
+        runner = TFLiteRunner(path)
+        accuracy = accuracy_of(runner.predict, _Inputs(runner), data)
     return Measurement(
         name=name or pathlib.Path(path).name,
         **_counts(sum(t.size for t, _ in found), sum(n for _, n in found)),
-        macs=_file_macs(file),
+        macs=macs,
         bytes=file.bytes,
         gzip_bytes=gzip_bytes(pathlib.Path(path).read_bytes()),
-        latency_ms=runner.latency_ms(),
-        accuracy=None
-        if data is None
-        else accuracy_of(runner.predict, _Inputs(runner), data),
+        latency_ms=latency,
+        accuracy=accuracy,
         kernels=tuple(
             _kernel(t.name, t.size, nonzero) for t, nonzero in found if len(t.shape) > 1
         ),
@@ -287,10 +290,8 @@ def _without_zero_point(tensor):
 def _parameters(file):
     """Constants that are weights, with the number of their nonzero values."""
     found = []
-    for tensor in file.used_tensors():
-        if tensor.constant and (
-            tensor.dtype in FLOAT_TYPES or tensor.scale is not None
-        ):
+    for tensor in file.constants():
+        if tensor.dtype in FLOAT_TYPES or tensor.scale is not None:
             value = _without_zero_point(tensor)
             found.append((tensor, int(np.count_nonzero(value))))
     return found
