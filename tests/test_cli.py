@@ -12,6 +12,7 @@ from networks import compiled, conv_net, image_data
 
 import tfcompress as tfc
 from tfcompress import cli
+from tfcompress.deploy.programs import installed
 
 COMMANDS = (
     "demo",
@@ -30,6 +31,9 @@ COMMANDS = (
     "compile-edgetpu",
     "pack",
     "unpack",
+    "compile-ethosu",
+    "export-c-array",
+    "export-android",
     "report",
 )
 
@@ -209,6 +213,34 @@ def test_check_edgetpu_prints_the_table(run):
     assert "Edge TPU" in out and "CONV_2D" in out
 
 
+@pytest.mark.skipif(not installed("ethosu.vela"), reason="needs the extra ethosu")
+def test_compile_ethosu_prints_the_share_and_the_estimate(run):
+    code, out, _ = run(
+        *("compile-ethosu", "int8.tflite", "--accelerator=ethos-u55-64"),
+        "--memory_mode=Sram_Only",
+    )
+    assert code == 0 and "int8_vela.tflite" in out
+    assert "(100%)" in out and "ms" in out and "encoded" in out
+
+
+def test_export_c_array_prints_the_operators(run):
+    pathlib.Path("src").mkdir()
+    code, out, _ = run("export-c-array", "int8.tflite", "src", "--name=net")
+    assert code == 0 and "AddConv2D" in out and "net[" in out
+    assert "net_len" in pathlib.Path("src", "int8.h").read_text()
+
+
+def test_export_android_names_the_files_it_wrote(run):
+    pathlib.Path("labels.txt").write_text("red\ngreen\nblue\n")
+    code, out, _ = run(
+        *("export-android", "int8.tflite", "app", "--package=com.example.colours"),
+        *("--labels=labels.txt", "--mean=0.5", "--std=0.25"),
+    )
+    assert code == 0 and all(pathlib.Path(line).is_file() for line in out.split())
+    text = next(pathlib.Path("app").rglob("*.kt")).read_text()
+    assert "_STD = floatArrayOf(2.5e-01f)" in text
+
+
 _COMPRESS = ("--model=plain.keras", "--out=bad")
 BAD = {
     "no such model": (("measure", "none.tflite"), "No such .tflite file"),
@@ -275,6 +307,24 @@ BAD = {
         ("compress", *_COMPRESS, "--recipe=r.yaml", "--data=data.npz"),
         "pass loss=",
     ),
+    "memory mode": (
+        (
+            "compile-ethosu",
+            "int8.tflite",
+            "--accelerator=ethos-u55-128",
+            "--memory_mode=SRAM",
+        ),
+        "Received: memory_mode='SRAM'",
+    ),
+    "array name": (
+        ("export-c-array", "int8.tflite", ".", "--name=a-b"),
+        "Received: name='a-b'",
+    ),
+    "half a normalization": (
+        ("export-android", "int8.tflite", "a", "--package=a.b", "--mean=1"),
+        "--mean and --std go together",
+    ),
+    "opset": (("export", "plain.keras", "a.onnx", "--opset=9"), "Received: opset=9"),
     "compiler": (("compile-edgetpu", "int8.tflite"), "edgetpu"),
 }
 

@@ -16,13 +16,17 @@ from tfcompress.callbacks import CompressionLogger as CompressionLogger
 from tfcompress.callbacks import Pruning as Pruning
 from tfcompress.callbacks import QuantizationSchedule as QuantizationSchedule
 from tfcompress.debug import debug_quantization as debug_quantization
+from tfcompress.deploy.android import export_android as export_android
+from tfcompress.deploy.c_array import export_c_array as export_c_array
 from tfcompress.deploy.edgetpu_check import check_edgetpu as check_edgetpu
 from tfcompress.deploy.edgetpu_compile import compile_edgetpu as compile_edgetpu
+from tfcompress.deploy.ethosu import compile_ethosu as compile_ethosu
 from tfcompress.deploy.metadata import Metadata as Metadata
 from tfcompress.deploy.metadata import TensorMetadata as TensorMetadata
 from tfcompress.deploy.metadata import read_metadata as read_metadata
 from tfcompress.deploy.metadata import write_metadata as write_metadata
 from tfcompress.deploy.onnx import export_onnx as export_onnx
+from tfcompress.deploy.opencv import check_opencv as check_opencv
 from tfcompress.deploy.pack import pack as pack
 from tfcompress.deploy.pack import unpack as unpack
 from tfcompress.deploy.tflite import export_tflite as export_tflite

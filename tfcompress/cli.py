@@ -15,8 +15,16 @@ from rich.table import Table
 from tfcompress import demo
 from tfcompress.benchmark import benchmark
 from tfcompress.debug import debug_quantization
+from tfcompress.deploy.android import export_android
+from tfcompress.deploy.c_array import export_c_array
 from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerError, compile_edgetpu
+from tfcompress.deploy.ethosu import (
+    ACCELERATORS,
+    MEMORY_MODES,
+    EthosUCompilerError,
+    compile_ethosu,
+)
 from tfcompress.deploy.files import check_writable, save_keras
 from tfcompress.deploy.metadata import Metadata, TensorMetadata
 from tfcompress.deploy.onnx import export_onnx
@@ -54,12 +62,20 @@ _DESCRIPTION = """Compress Keras 3 models and check what came of it.
   tfcompress check-edgetpu int8.tflite
   tfcompress pack int8.tflite int8.tfcpack
   tfcompress unpack int8.tfcpack int8.tflite
+  tfcompress compile-ethosu int8.tflite --accelerator=ethos-u55-128
+      --memory_mode=Shared_Sram
+  tfcompress export-c-array int8.tflite firmware/src
+  tfcompress export-android int8.tflite app --package=com.example.digits
 
 Data are .npz files with an array `x` (one row an example) and, where labels are
 needed, `y`. `tfcompress COMMAND --help` explains a command."""
 
 # A file that is loaded without its loss has no gradients to score by.
 _SCORES_WITHOUT_LOSS = tuple(sorted(set(SCORES) - {"taylor"}))
+
+
+# What the user can do something about.
+_REPORTED = (OSError, TypeError, ValueError, EdgeTPUCompilerError, EthosUCompilerError)
 
 
 def main():
@@ -96,7 +112,7 @@ def run(argv):
 def _run(args):
     try:
         code = args.command(args)
-    except (OSError, TypeError, ValueError, EdgeTPUCompilerError) as err:
+    except _REPORTED as err:
         if args.debug:
             raise
         print(f"tfcompress: {_one_line(err)}", file=sys.stderr)
@@ -192,6 +208,7 @@ def _parser():
         ),
         arg("--sparse", action="store_true", help="TFLite's sparse format, of zeros"),
         arg("--labels", metavar="X.txt", help="class names, one a line, to put inside"),
+        arg("--opset", type=int, default=17, help="of an .onnx file: 13 to 18 (17)"),
     )
     command(
         _verify,
@@ -299,6 +316,47 @@ def _parser():
         "unpack",
         arg("packed", help="container that `tfcompress pack` wrote"),
         arg("output", help="file to write, with the suffix that it had"),
+    )
+    command(
+        _compile_ethosu,
+        "compile-ethosu",
+        arg("model", help=".tflite file of integers"),
+        arg("--accelerator", required=True, choices=ACCELERATORS, help="the NPU"),
+        arg(
+            "--memory_mode",
+            required=True,
+            help=f"what lies where: {', '.join(MEMORY_MODES)}, or one of --config",
+        ),
+        arg("--system_config", help="clock and memories (Arm's of the NPU's family)"),
+        arg("--config", metavar="X.ini", help="Vela configuration (Arm's)"),
+        arg("--out_dir", help="folder for the result (that of the file)"),
+        arg("--timeout", type=int, default=300, help="seconds (300)"),
+    )
+    command(
+        _export_c_array,
+        "export-c-array",
+        arg("model", help=".tflite file"),
+        arg("output", help="an existing folder, or a file ending in .c, .cc or .cpp"),
+        arg("--name", help="of the array (that of the file)"),
+        arg("--alignment", type=int, default=16, help="bytes (16)"),
+        arg(
+            "--no_resolver",
+            action="store_true",
+            help="leave out the operators and arena of TFLite Micro",
+        ),
+    )
+    command(
+        _export_android,
+        "export-android",
+        arg("model", help=".tflite or .keras file"),
+        arg("output", help="folder to write to"),
+        arg("--package", required=True, help="Kotlin package: com.example.digits"),
+        arg("--name", help="of asset and class (that of the file)"),
+        arg("--labels", metavar="X.txt", help="names of the classes, one a line"),
+        arg("--mean", type=float, help="subtracted from inputs, with --std"),
+        arg("--std", type=float, help="inputs are divided by it"),
+        arg("--kind", choices=KINDS, default="float32", help="of a .keras (float32)"),
+        arg("--data", metavar="X.npz", help="calibration examples: array x"),
     )
     command(
         _report,
@@ -421,7 +479,7 @@ def _export(args):
                 "An .onnx file takes none of --kind, --data, --batch_size, --sparse "
                 "and --labels: a quantization-aware model becomes integer by itself."
             )
-        result = export_onnx(model, args.output)
+        result = export_onnx(model, args.output, opset=args.opset)
         print(f"{result.path}: {result.bytes:,} bytes ({result.gzip_bytes:,} gzip)")
         return
     data = None if args.data is None else _arrays(args.data)["x"]
@@ -623,6 +681,65 @@ def _compile_edgetpu(args):
             args.model, args.out_dir, compiler=args.compiler, timeout_sec=args.timeout
         )
     print(f"{result.path}: {result.mapped_count} mapped, {result.cpu_count} on the CPU")
+
+
+def _compile_ethosu(args):
+    """Compile an integer .tflite file for an Arm Ethos-U NPU with Vela.
+
+    Vela must be installed: pip install 'tfcompress[ethosu]'. A file of which nothing
+    lands on the NPU is an error.
+    """
+    with Console(stderr=True).status("Running Vela"):
+        result = compile_ethosu(
+            args.model,
+            args.out_dir,
+            accelerator=args.accelerator,
+            memory_mode=args.memory_mode,
+            system_config=args.system_config,
+            config=args.config,
+            timeout_sec=args.timeout,
+        )
+    print(result)
+
+
+def _export_c_array(args):
+    """Write a .tflite file as C source with a header, for microcontrollers.
+
+    A second header registers the operators with TFLite Micro and holds the size of its
+    tensor arena, measured where the extra `micro` is installed.
+    """
+    print(
+        export_c_array(
+            args.model,
+            args.output,
+            name=args.name,
+            alignment=args.alignment,
+            resolver=not args.no_resolver,
+        )
+    )
+
+
+def _export_android(args):
+    """Write the asset, labels and a Kotlin class that runs a model with LiteRT.
+
+    The class normalizes, quantizes and dequantizes as the model needs it. The README in
+    the folder has the Gradle lines.
+    """
+    if (args.mean is None) != (args.std is None):
+        raise ValueError("--mean and --std go together.")
+    labels = args.labels and pathlib.Path(args.labels).read_text().splitlines()
+    result = export_android(
+        args.model if args.model.endswith(".tflite") else _load(args.model),
+        args.output,
+        package=args.package,
+        name=args.name,
+        labels=labels,
+        normalization=None if args.mean is None else (args.mean, args.std),
+        kind=args.kind,
+        calibration_data=None if args.data is None else _arrays(args.data)["x"],
+    )
+    print("\n".join(filter(None, (result.asset_path, result.labels_path))))
+    print(f"{result.kotlin_path}\n{result.readme_path}")
 
 
 def _table(header, rows):

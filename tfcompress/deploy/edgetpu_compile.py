@@ -11,13 +11,12 @@ Example:
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
 import tempfile
 from dataclasses import dataclass
 
 from tfcompress.deploy.edgetpu_check import COMPILED_OPERATOR, check_file
 from tfcompress.deploy.edgetpu_log import parse_compiler_output
+from tfcompress.deploy.programs import check_timeout, run_program
 from tfcompress.deploy.tflite_file import read_tflite
 
 _COMPILER = "edgetpu_compiler"
@@ -104,10 +103,7 @@ def compile_edgetpu(
         EdgeTPUCompilerError: If the compiler fails, takes too long, writes nothing
             usable or maps nothing; `.log` holds its parsed output.
     """
-    if not timeout_sec > 0:
-        raise ValueError(
-            f"`timeout_sec` must be positive. Received: timeout_sec={timeout_sec}."
-        )
+    check_timeout(timeout_sec)
     model = read_tflite(path)
     check = check_file(model)
     program = _find(compiler)
@@ -126,9 +122,9 @@ def compile_edgetpu(
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".edgetpu_") as folder:
         folder = pathlib.Path(folder)
         command += ["-o", str(folder), str(path)]
-        code, log = _run(command, folder, timeout_sec)
-        if code != 0:
-            raise _failed(path, log, _why_stopped(code, log, timeout_sec))
+        done, log = _run(command, folder, timeout_sec)
+        if done.code != 0:
+            raise _failed(path, log, _why_stopped(done, log, timeout_sec))
         output = _checked_output(folder, path, check, log)
         return _publish(output, model, log, out_dir, path.stem)
 
@@ -147,54 +143,33 @@ def _find(compiler):
 
 
 def _run(command, folder, timeout_sec):
-    """Returns exit code (None after a time-out) and parsed output."""
-    captured = folder / "output.txt"
-    # A file, not a pipe: a pipe stays open as long as any descendant holds it.
-    with open(captured, "wb") as stream:
-        try:
-            process = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as err:
-            raise EdgeTPUCompilerError(
-                f"{command[0]!r} does not start ({err.strerror}): {_COMPILER} is an "
-                "x86-64 Linux program. Use Colab or an x86-64 Docker container.",
-                parse_compiler_output(""),
-            ) from err
-        try:
-            code = process.wait(timeout_sec)
-        except BaseException as err:
-            # The compiler's own child process would go on without its parent.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if not isinstance(err, subprocess.TimeoutExpired):
-                raise
-            code = None
-    return code, parse_compiler_output(captured.read_text(errors="replace"))
+    """Returns how the compiler finished, and its parsed output."""
+    try:
+        done = run_program(command, folder, timeout_sec)
+    except OSError as err:
+        raise EdgeTPUCompilerError(
+            f"{command[0]!r} does not start ({err.strerror}): {_COMPILER} is an "
+            "x86-64 Linux program. Use Colab or an x86-64 Docker container.",
+            parse_compiler_output(""),
+        ) from err
+    return done, parse_compiler_output(done.output)
 
 
-def _why_stopped(code, log, timeout_sec):
-    if code is None:
+def _why_stopped(done, log, timeout_sec):
+    if done.code is None:
         return (
             f"it did not finish in {timeout_sec} seconds and was killed. Pass a larger "
             "timeout_sec, or make the input or the largest layer smaller."
         )
     if log.failure:
         return f"{log.failure}. {log.remedy}"
-    # A shell reports a signal as 128 + its number.
-    number = -code if code < 0 else code - 128
-    if number in signal.valid_signals():
+    if done.crash:
         return (
-            f"it crashed ({signal.Signals(number).name}). See check_edgetpu(path) for "
-            "what is unusual in the file, or pass search_delegate=True."
+            f"it crashed ({done.crash}). See check_edgetpu(path) for what is unusual "
+            "in the file, or pass search_delegate=True."
         )
     return (
-        f"exit code {code} without a reason. See check_edgetpu(path) for what is "
+        f"exit code {done.code} without a reason. See check_edgetpu(path) for what is "
         "unusual in the file, or pass search_delegate=True."
     )
 
