@@ -38,6 +38,7 @@ LEVELS = {
     "demo": 7,
     "recipes": 7,
     "verify": 7,
+    "quantize_to_accuracy": 7,
     "cli": 8,
 }
 

@@ -37,8 +37,12 @@ from tfcompress.passes import distillation as distillation
 from tfcompress.passes.cluster import cluster as cluster
 from tfcompress.passes.distill import Distiller as Distiller
 from tfcompress.passes.distill_mutually import MutualDistiller as MutualDistiller
+from tfcompress.passes.equalize import equalize as equalize
 from tfcompress.passes.factorize import factorize as factorize
 from tfcompress.passes.fold import fold as fold
+from tfcompress.passes.post_training import (
+    quantize_post_training as quantize_post_training,
+)
 from tfcompress.passes.prune_layers import prune_layers as prune_layers
 from tfcompress.passes.quantization_config import (
     QuantizationConfig as QuantizationConfig,
@@ -50,6 +54,9 @@ from tfcompress.passes.replace_activations import (
 from tfcompress.passes.separate_convs import separate_convs as separate_convs
 from tfcompress.passes.strip import strip as strip
 from tfcompress.prune_channels import prune_channels as prune_channels
+from tfcompress.quantize_to_accuracy import (
+    quantize_to_accuracy as quantize_to_accuracy,
+)
 from tfcompress.recipes import Recipe as Recipe
 from tfcompress.report import report as report
 from tfcompress.selection import Rule as Rule

@@ -15,6 +15,16 @@ def _quantized(config="int8"):
     return wrap
 
 
+def _quantized_after_training(model):
+    return tfc.quantize_post_training(
+        tfc.equalize(model),
+        image_data(32)[0],
+        "int4_weights",
+        rounding="adaround",
+        steps=5,
+    )
+
+
 def _distilled(model):
     return tfc.distill(model, conv_net(), alpha=0.9)
 
@@ -130,6 +140,7 @@ TECHNIQUES = {
         lambda model: _quantized()(_clustered(model)),
         list,
     ),
+    "quantization after training": (_quantized_after_training, list),
     "surgery": (_surgery, list),
     "distillation": (_distilled, list),
     "distillation, many terms": (_taught_by_many_terms, list),
@@ -161,6 +172,7 @@ _VARIANTS = (
     "quantization with a schedule",
     "clustering with a schedule",
     "clustering and quantization",
+    "quantization after training",
     "surgery",
     "distillation, many terms",
 )
