@@ -25,6 +25,7 @@ from tfcompress.deploy.tflite import export_tflite as export_tflite
 from tfcompress.measure import measure as measure
 from tfcompress.passes.distill import Distiller as Distiller
 from tfcompress.passes.distill import distill as distill
+from tfcompress.passes.equalize import equalize as equalize
 from tfcompress.passes.factorize import factorize as factorize
 from tfcompress.passes.fold import fold as fold
 from tfcompress.passes.prune_layers import prune_layers as prune_layers
