@@ -133,6 +133,17 @@ def test_quantize_writes_a_model_that_exports(run):
     assert code == 0 and "integers only: yes" in out
 
 
+def test_quantize_improves_what_is_not_trained(run):
+    args = "--model=plain.keras", "--data=data.npz", "--config=int4_weights"
+    more = "--equalize", "--rounding=adaround", "--steps=5", "--correct_bias"
+    code, out, _ = run("quantize", *args, "--output=better.keras", *more)
+    assert code == 0
+    assert "better.keras: int4_weights, 4 layers" in out
+    # Equalizing folded the batch normalization.
+    better = keras.models.load_model("better.keras")
+    assert not any("bn" in layer.name for layer in better.layers)
+
+
 def test_debug_quantization_ranks_layers_and_draws_them(run):
     args = "--model=qat.keras", "--data=data.npz", "--file=int8.tflite"
     code, out, _ = run("debug-quantization", *args, "--plot=e.png", "--examples=8")

@@ -28,6 +28,9 @@ from tfcompress.passes.distill import distill as distill
 from tfcompress.passes.equalize import equalize as equalize
 from tfcompress.passes.factorize import factorize as factorize
 from tfcompress.passes.fold import fold as fold
+from tfcompress.passes.post_training import (
+    quantize_post_training as quantize_post_training,
+)
 from tfcompress.passes.prune_layers import prune_layers as prune_layers
 from tfcompress.passes.quantization_config import (
     QuantizationConfig as QuantizationConfig,

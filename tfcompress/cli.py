@@ -28,8 +28,9 @@ from tfcompress.graph import find_layers, kernels
 from tfcompress.layers import TransformWeights
 from tfcompress.measure import measure
 from tfcompress.passes.channel_scores import SCORES
+from tfcompress.passes.equalize import equalize
+from tfcompress.passes.post_training import ROUNDINGS, quantize_post_training
 from tfcompress.passes.quantization_config import PRESETS
-from tfcompress.passes.quantize import quantize_aware
 from tfcompress.progress import tracked
 from tfcompress.prune_channels import prune_channels
 from tfcompress.report import report, table
@@ -209,6 +210,20 @@ def _parser():
         ),
         arg("--config", choices=tuple(PRESETS), default="int8", help="preset (int8)"),
         arg("--output", required=True, metavar="Y.keras", help="file to write"),
+        arg(
+            "--equalize",
+            action="store_true",
+            help="give the channels between two layers like ranges first",
+        ),
+        arg("--rounding", choices=ROUNDINGS, default="nearest", help="(nearest)"),
+        arg(
+            "--steps", type=int, default=1000, help="of adaround, for each layer (1000)"
+        ),
+        arg(
+            "--correct_bias",
+            action="store_true",
+            help="give each channel the mean that it has in float",
+        ),
     )
     command(
         _debug_quantization,
@@ -379,11 +394,17 @@ def _quantize(args):
     """Make a .keras model quantization-aware, calibrated and ready to train or export.
 
     The result rounds as its integer file will. Train it further in Python, or export
-    it as it is.
+    it as it is; then --equalize, --rounding=adaround and --correct_bias help.
     """
     _check_output(args.output)
-    model = quantize_aware(
-        _load(args.model), args.config, calibration_data=_arrays(args.data)["x"]
+    model = _load(args.model)
+    model = quantize_post_training(
+        equalize(model) if args.equalize else model,
+        _arrays(args.data)["x"],
+        args.config,
+        rounding=args.rounding,
+        correct_bias=args.correct_bias,
+        steps=args.steps,
     )
     _save(model, args.output)
     count = len(find_layers(model, TransformWeights))

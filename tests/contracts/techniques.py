@@ -15,6 +15,16 @@ def _quantized(config="int8"):
     return wrap
 
 
+def _quantized_after_training(model):
+    return tfc.quantize_post_training(
+        tfc.equalize(model),
+        image_data(32)[0],
+        "int4_weights",
+        rounding="adaround",
+        steps=5,
+    )
+
+
 def _distilled(model):
     return tfc.distill(model, conv_net(), alpha=0.9)
 
@@ -86,6 +96,7 @@ TECHNIQUES = {
         list,
     ),
     "quantization with a schedule": (_quantized("int4_weights"), _schedule),
+    "quantization after training": (_quantized_after_training, list),
     "surgery": (_surgery, list),
     "distillation": (_distilled, list),
     "pruning and distillation": (_distilled, _pruning),
@@ -114,6 +125,7 @@ _VARIANTS = (
     "quantization, learned step",
     "quantization, ternary",
     "quantization with a schedule",
+    "quantization after training",
     "surgery",
 )
 # What cannot be resumed, and says so (`tests/callbacks/test_regrowth.py`).
