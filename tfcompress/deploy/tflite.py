@@ -139,10 +139,10 @@ def export_tflite(
             in a `"float32"` or `"float16"` file. It pays where the file lies on a disk
             uncompressed; it does not run faster, for the CPU expands the kernels.
         allow_float: Regular expressions of TFLite operators (`"CUMSUM"`) that may have
-            float tensors in an integer file. What converts to and from them may, too. A
-            layer that `quantize_aware` left float is so in the file only where TFLite
-            has no integers for it or none around it: a single dense layer between
-            quantized ones is computed in integers, with weights rounded to 8 bits.
+            float tensors in an integer file. What converts to and from them may, too.
+            Convolutions and dense layers that `quantize_aware` left float are so in the
+            file if anything may be; else they are computed in integers where TFLite has
+            some for them, with weights rounded to 8 bits.
         metadata: `tfc.Metadata` to put into the file: labels, normalization, author.
 
     The signature `"serving_default"` has the model's own names: keys of a dict of
@@ -171,7 +171,7 @@ def export_tflite(
     symbolic_inputs(model)
     names = input_names(model), output_names(model)
     content, stored = _converted(
-        model, kind, io, calibration_data, batch_size, pack, sparse
+        model, kind, io, calibration_data, batch_size, pack, sparse, bool(allow_float)
     )
     content = with_signature(content, *names)
     if metadata is not None:
@@ -188,7 +188,7 @@ def export_tflite(
     return result
 
 
-def _converted(model, kind, io, data, batch_size, pack, sparse):
+def _converted(model, kind, io, data, batch_size, pack, sparse, keep_float):
     """Bytes of the file, and `StoredWeights`."""
     if kind in FLOAT_KINDS:
         if data is not None:
@@ -205,7 +205,12 @@ def _converted(model, kind, io, data, batch_size, pack, sparse):
     else:
         bits = "int16x8" if kind == "int16x8" else "int8"
         content, stored = integer_file(
-            model, kind=bits, io=io, batch_size=batch_size, pack=pack
+            model,
+            kind=bits,
+            io=io,
+            batch_size=batch_size,
+            pack=pack,
+            keep_float=keep_float,
         )
     return round_bias_scales(content), stored
 

@@ -23,7 +23,7 @@ from tfcompress.layers import (
     TransformWeights,
 )
 from tfcompress.passes.exported_weights import exported_weights, spread
-from tfcompress.passes.quantize_rules import TRANSPOSED
+from tfcompress.passes.quantize_rules import CONVOLUTIONS, TRANSPOSED
 from tfcompress.passes.strip import effective_layer
 
 _SMALLEST_RANGE = 1e-6
@@ -98,7 +98,8 @@ class _Export:
         if isinstance(operation, _PER_CHANNEL):
             if self._folds(call):
                 return args[0]
-            return self._affine(operation)(args[0])
+            if not self._is_float(call):
+                return self._affine(operation)(args[0])
         return clone(operation)(*args, **kwargs)
 
     def _constant(self, call, x):
@@ -152,6 +153,11 @@ class _Export:
             layer.set_weights([scale, told_apart(shift)])
             self.layers[id(operation)] = layer
         return self.layers[id(operation)]
+
+    def _is_float(self, call):
+        """Whether it normalizes a kernel that stays float; converters fold it there."""
+        producer = self.graph.producer(call.input_tensors[0])
+        return producer is not None and type(producer.operation) in CONVOLUTIONS
 
     def _name(self, call):
         """The kernel's own name; numbered where it folds more than once."""
