@@ -35,6 +35,7 @@ LEVELS = {
     "sensitivity": 6,
     "demo": 7,
     "verify": 7,
+    "quantize_to_accuracy": 7,
     "cli": 8,
 }
 

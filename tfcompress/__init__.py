@@ -42,6 +42,9 @@ from tfcompress.passes.replace_activations import (
 from tfcompress.passes.separate_convs import separate_convs as separate_convs
 from tfcompress.passes.strip import strip as strip
 from tfcompress.prune_channels import prune_channels as prune_channels
+from tfcompress.quantize_to_accuracy import (
+    quantize_to_accuracy as quantize_to_accuracy,
+)
 from tfcompress.report import report as report
 from tfcompress.selection import Rule as Rule
 from tfcompress.sensitivity import sensitivity as sensitivity
