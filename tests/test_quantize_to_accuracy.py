@@ -119,6 +119,7 @@ def test_as_few_as_suffice_are_found_by_halving(model, data):
     assert report.chosen.accuracy == 1
 
 
+@pytest.mark.slow
 def test_rounded_weights_are_kept_in_what_stays_quantized(model, data):
     x, _ = data
     arguments = {"config": "int4_weights", "rounding": "adaround", "steps": 20}

@@ -50,10 +50,7 @@ def _kernels(model):
 
 @pytest.mark.parametrize(
     "config",
-    [
-        pytest.param(c, marks=() if c in ("4 bits", "one scale") else SLOW)
-        for c in CONFIGS
-    ],
+    [pytest.param(c, marks=() if c == "4 bits" else SLOW) for c in CONFIGS],
 )
 def test_adaptive_rounding_changes_the_outputs_less(config):
     inputs = keras.Input((32,))
@@ -202,7 +199,7 @@ def test_the_error_of_no_layer_grows(trained):
     assert all(f.adapted <= f.nearest for f in found)
 
 
-@pytest.mark.parametrize("config", ["4 bits", "one scale"])
+@pytest.mark.parametrize("config", [pytest.param("4 bits", marks=SLOW), "one scale"])
 def test_each_channel_has_its_mean_after_bias_correction(trained, config):
     model, x, _ = trained
     x = x[:96]
@@ -261,9 +258,8 @@ def test_a_layer_without_bias_or_normalization_is_left():
     )
 
 
-@pytest.mark.parametrize(
-    "ranges", ["mse", *(pytest.param(r, marks=SLOW) for r in ("percentile", "kl"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("ranges", ["mse", "percentile", "kl"])
 def test_every_way_to_calibrate(trained, ranges, tmp_path):
     model, x, y = trained
     config = tfc.QuantizationConfig(ranges=ranges, percentile=99.9)

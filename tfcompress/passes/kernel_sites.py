@@ -84,7 +84,10 @@ class KernelSite:
             y = tf.cast(y, tf.float32)
             if scale is not None:
                 y = y * scale + shift
-            return y if self.activation is None else self.activation(y)
+            if self.activation is not None:
+                # Of mixed precision it would answer in half.
+                y = tf.cast(self.activation(y), tf.float32)
+            return y
 
         return compute
 
