@@ -144,6 +144,7 @@ _VARIANTS = (
     "quantization, learned step",
     "quantization, ternary",
     "quantization with a schedule",
+    "clustering",
     "clustering with a schedule",
     "clustering and quantization",
     "surgery",
@@ -155,10 +156,11 @@ QUICK = {
     "mixed_float16": ("quantization",),
     "mixed_bfloat16": ("all",),
     "plain": tuple(TECHNIQUES),
-    "jit": ("pruning, global by gradients",),
+    "jit": ("pruning, global by gradients", "clustering"),
     "saved": (
         "quantization, learned step",
         "quantization with a schedule",
+        "clustering with a schedule",
         "surgery",
     ),
     "killed": (

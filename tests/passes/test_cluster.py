@@ -82,8 +82,11 @@ def test_a_pruned_kernel_keeps_its_zeros_through_training():
 
 @pytest.mark.parametrize(
     "config",
-    ["int8", tfc.QuantizationConfig(per_channel=False), "int16x8"],
-    ids=["int8", "per tensor", "int16x8"],
+    [
+        "int8",
+        pytest.param("int8_per_tensor", marks=pytest.mark.slow),
+        pytest.param("int16x8", marks=pytest.mark.slow),
+    ],
 )
 def test_values_and_zeros_go_through_8_bits(config, tmp_path):
     x, _ = image_data()
@@ -166,7 +169,16 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
+_QUICK = ("depthwise", "embedding", "LSTM", "custom")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in LAYERS
+    ],
+)
 def test_every_layer_with_a_kernel(name, tmp_path):
     make, shape = LAYERS[name]
     dtype = "int32" if name == "embedding" else "float32"
