@@ -22,7 +22,8 @@ from tfcompress.checks import batches, check_model
 from tfcompress.deploy.files import gzip_bytes
 from tfcompress.deploy.runtime import TFLiteRunner, latency_ms
 from tfcompress.deploy.tflite_file import FLOAT_TYPES, damage_named, read_tflite
-from tfcompress.graph import flat_call, kernels
+from tfcompress.graph import find_layers, flat_call, kernels
+from tfcompress.passes.quantize_rules import KERNELS
 from tfcompress.passes.strip import strip
 
 
@@ -192,7 +193,8 @@ def _measure_model(model, data, name):
             for path, v in kernels(model).items()
         ),
         layers=tuple(
-            layer_weights(path, v.numpy()) for path, v in kernels(model).items()
+            layer_weights(path, v.numpy(), axes=_channel_axes(model, v))
+            for path, v in kernels(model).items()
         ),
     )
 
@@ -233,13 +235,22 @@ def _kernel(path, size, nonzero):
     return path, int(size), 1 - int(nonzero) / int(size)
 
 
-def layer_weights(name, values, *, axis=-1, stored=None):
+def _channel_axes(model, variable):
+    """The axes of a kernel that are its output channels."""
+    for layer in find_layers(model, tuple(KERNELS)):
+        name, axes = KERNELS.get(type(layer), (None, ()))
+        if axes and any(v is variable and v.name == name for v in layer.weights):
+            return axes
+    return (-1,)
+
+
+def layer_weights(name, values, *, axes=(-1,), stored=None):
     """What the values of a kernel need.
 
     Args:
         name: Its name.
         values: Numpy array, real numbers or integers.
-        axis: Axis of the output channels.
+        axes: Axes that are the output channels.
         stored: Its bytes where it is stored; `None` for those of the array.
 
     Returns:
@@ -250,14 +261,14 @@ def layer_weights(name, values, *, axis=-1, stored=None):
     _, counts = np.unique(values, return_counts=True)
     share = counts / values.size
     entropy = float(-(share * np.log2(share)).sum())
-    channels = np.sort(
-        np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1), axis=1
-    )
+    channels = np.moveaxis(values, axes, range(len(axes)))
+    count = math.prod(channels.shape[: len(axes)])
+    channels = np.sort(channels.reshape(count, -1), axis=1)
     changes = (channels[:, 1:] != channels[:, :-1]).sum(axis=1)
     return LayerWeights(
         name=name,
         parameters=values.size,
-        sparsity=1 - np.count_nonzero(values) / values.size,
+        sparsity=1 - int(np.count_nonzero(values)) / values.size,
         distinct_values=len(counts),
         channel_values=int(changes.max()) + 1,
         bits=8 * len(stored) / values.size,
@@ -271,7 +282,7 @@ def _stored_weights(tensor):
     return layer_weights(
         tensor.name,
         _without_zero_point(tensor),
-        axis=tensor.quantized_axis,
+        axes=(tensor.quantized_axis,),
         stored=bytes(tensor.buffer),
     )
 

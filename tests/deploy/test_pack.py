@@ -68,7 +68,7 @@ def test_the_same_bytes_come_back(folder, tmp_path, name):
 def test_a_pruned_and_clustered_file_is_far_below_gzip(folder):
     packed = (folder / "int8.tfcpack").stat().st_size
     measured = tfc.measure(folder / "int8.tflite")
-    assert packed < 0.75 * measured.gzip_bytes
+    assert packed < 0.8 * measured.gzip_bytes
 
 
 def test_a_model_goes_in_stripped(tmp_path):
@@ -122,7 +122,7 @@ def test_what_cannot_be_packed_or_unpacked(folder, tmp_path):
     (tmp_path / "bad.tflite").write_bytes(b"\0\0\0\0TFL3 and nothing")
     for model, error, text in (
         (tmp_path / "a.txt", ValueError, "neither a .tflite nor a .keras"),
-        (tmp_path / "bad.tflite", ValueError, "Not a TFLite model"),
+        (tmp_path / "bad.tflite", ValueError, "Damaged TFLite model"),
         (tmp_path / "none.tflite", FileNotFoundError, "No such file"),
         (3, TypeError, "must be the path"),
     ):

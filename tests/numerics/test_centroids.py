@@ -49,6 +49,18 @@ def test_k_means_ends_where_each_value_is_the_mean_of_its_weights(start):
     assert errors[1] < errors[0]
 
 
+def test_both_sides_of_zero_have_centroids_whatever_is_drawn():
+    for seed in range(20):
+        weight = np.random.default_rng(seed).uniform(-1, 1, 72)
+        found = initial_centroids(weight, 5, seed=seed)
+        assert found.min() < 0 < found.max()
+        # No more than half above the least error of an even grid of five values.
+        even = np.mean(
+            (weight - _nearest(weight, np.float32([-0.8, -0.4, 0.4, 0.8]))) ** 2
+        )
+        assert np.mean((weight - _nearest(weight, found)) ** 2) < 1.5 * even
+
+
 def test_few_values_start_just_there_and_come_out_as_they_were():
     weight = np.random.default_rng(0).choice(
         np.float32([-3, -1, 0, 0.5]), size=(40, 30)

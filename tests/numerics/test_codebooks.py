@@ -88,7 +88,7 @@ def test_zero_stays_zero_beside_the_tiniest_centroid(jit, tiny):
 
 def test_xla_holds_nothing_of_the_size_of_weights_times_clusters():
     weight, centroids = tf.zeros(4099), tf.zeros(15)
-    function = tf.function(share_values, jit_compile=True)
+    function = tf.function(lambda w, c: share_values(w, c), jit_compile=True)
     hlo = function.experimental_get_compiler_ir(weight, centroids)(
         stage="optimized_hlo"
     )

@@ -13,6 +13,7 @@ Example:
     ```
 """
 
+import lzma
 import struct
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ _ENTRY = struct.Struct("<QIIBBI")
 # Part of zeros from which gaps are shorter.
 _SPARSE = 0.5
 _MOST_VALUES = 256
+# Enough of a row to see that it has more.
+_LOOKED_AT = 4096
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -81,10 +84,9 @@ def take_out(content, tensors):
                 found[offset] = len(raw), *coded
     pieces, end = [], 0
     for offset in sorted(found):
-        size, layout, books, symbols = found[offset]
+        size, layout, books, gaps, symbols = found[offset]
         if offset < end:
             continue  # The same bytes within another weight.
-        gaps, symbols = _gaps(symbols)
         entry = _ENTRY.pack(offset, *layout, len(gaps))
         pieces.append(Parts(content[end:offset], entry, books, gaps, symbols))
         end = offset + size
@@ -107,21 +109,27 @@ def _gaps(symbols):
 
 
 def _coded(tensor):
-    """`(layout, books, symbols)` by the better layout; `None` if none is better."""
+    """`(layout, books, gaps, symbols)` by the better layout; `None` if none is."""
     values = np.ascontiguousarray(tensor.values)
     bits = values.view(_UNSIGNED[values.itemsize])
-    best, least = None, values.itemsize * _entropy_bytes(bits.view(np.uint8))
+    best, least = None, None
     for rows, columns, transposed in _layouts(values.shape, tensor.axis):
         matrix = bits.reshape(columns, rows).T if transposed else bits
         coded = _indexed(matrix.reshape(rows, columns), values.dtype)
         if coded is None:
             continue
-        books, symbols = coded
-        cost = len(books) + _entropy_bytes(symbols)
+        least = _compressed_bytes(values.tobytes()) if least is None else least
+        parts = coded[0], *_gaps(coded[1].ravel())
+        cost = sum(map(_compressed_bytes, parts))
         if cost < least:
             layout = rows, columns, values.itemsize, transposed
-            best, least = (layout, books, symbols.ravel()), cost
+            best, least = (layout, *parts), cost
     return best
+
+
+def _compressed_bytes(part):
+    filters = [{"id": lzma.FILTER_LZMA1, "preset": 6, "lc": 0, "pb": 0}]
+    return len(lzma.compress(part, format=lzma.FORMAT_RAW, filters=filters))
 
 
 def _layouts(shape, axis):
@@ -136,19 +144,14 @@ def _layouts(shape, axis):
         yield rows, size // rows, True
 
 
-def _entropy_bytes(array):
-    """Bytes of an array whose values are coded one by one, at best."""
-    _, counts = np.unique(array, return_counts=True)
-    share = counts / array.size
-    return float(-(counts * np.log2(share)).sum() / 8) / array.itemsize
-
-
 def _indexed(matrix, dtype):
     """Codebooks and symbols of rows of bits; `None` if a row has too many values."""
     books = []
     symbols = np.empty(matrix.shape, np.uint8)
     for number, row in enumerate(matrix):
         # By their bits, so that -0.0 and every NaN come back as they were.
+        if np.unique(row[:_LOOKED_AT]).size > _MOST_VALUES:
+            return None
         found, index = np.unique(row, return_inverse=True)
         if found.size > _MOST_VALUES:
             return None

@@ -21,6 +21,8 @@ STARTS = ("kmeans++", "linear", "density", "quantile", "random")
 _CHUNK = 1 << 20
 # Weights among which k-means++ draws.
 _DRAWN_FROM = 1 << 17
+# Starts of k-means++ of which the best counts.
+_DRAWS = 3
 # Spread of the centroids of a weight that is all zeros.
 _SPREAD = 0.05
 
@@ -41,7 +43,8 @@ def initial_centroids(
         start: `"linear"` (evenly from the least to the largest weight), `"density"`
             (equally many weights between them, the extremes included), `"quantile"`
             (each the median of equally many weights), `"random"` (weights drawn at
-            random) or `"kmeans++"` (drawn by squared distance to those drawn before).
+            random) or `"kmeans++"` (drawn by squared distance to those drawn before;
+            the best of three starts).
         steps: Steps of k-means (Lloyd's) after that; fewer if nothing moves any more.
         seed: Of what is drawn.
 
@@ -68,14 +71,18 @@ def _initial_row(row, count, start, steps, rng):
         # Repeated ones have no members until the first has moved away.
         return np.pad(different, (0, count - different.size), mode="edge")
     values = values.astype("float64")
-    points = _STARTS[start](values, count, rng)
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    for _ in range(steps):
-        moved = _lloyd(values, sums, points)
-        if np.array_equal(moved, points):
-            break
-        points = moved
-    return points
+    best, most = None, -np.inf
+    for _ in range(_DRAWS if start == "kmeans++" else 1):
+        points = _STARTS[start](values, count, rng)
+        for _ in range(steps):
+            before, points = points, _lloyd(values, sums, points)
+            if np.array_equal(before, points):
+                break
+        explained = _explained(values, sums, points)
+        if explained > most:
+            best, most = points, explained
+    return best
 
 
 def few_values(values, most):
@@ -88,13 +95,24 @@ def few_values(values, most):
     return found
 
 
-def _lloyd(values, sums, points):
-    """One step of k-means on sorted values, beside a centroid that stays at zero."""
+def _members(values, sums, points):
+    """The book with zero, and the number and sum of the values nearest to each."""
     book = np.sort(np.append(points, 0.0))
     ends = np.searchsorted(values, (book[1:] + book[:-1]) / 2, side="right")
     ends = np.concatenate([[0], ends, [values.size]])
-    number = np.diff(ends)
-    means = np.diff(sums[ends]) / np.maximum(number, 1)
+    return book, np.diff(ends), np.diff(sums[ends])
+
+
+def _explained(values, sums, points):
+    """By how much the squared error is less than that of zero alone."""
+    book, number, total = _members(values, sums, points)
+    return float(np.sum(book * (2 * total - number * book)))
+
+
+def _lloyd(values, sums, points):
+    """One step of k-means on sorted values, beside a centroid that stays at zero."""
+    book, number, total = _members(values, sums, points)
+    means = total / np.maximum(number, 1)
     book = np.where((number > 0) & (book != 0), means, book)
     return np.sort(np.delete(book, np.argmin(np.abs(book))))
 
@@ -127,10 +145,15 @@ def _kmeans_plus_plus(values, count, rng):
     distance = values**2
     points = []
     for _ in range(count):
-        total = distance.sum()
-        weights = distance / total if total > 0 else None
-        points.append(rng.choice(values, p=weights))
-        distance = np.minimum(distance, (values - points[-1]) ** 2)
+        # Of several the one that leaves the least error, or some side of zero may
+        # stay without a centroid.
+        share = np.cumsum(distance)
+        drawn = np.searchsorted(share, rng.random(2 + int(np.log(count))) * share[-1])
+        found = values[np.minimum(drawn, values.size - 1)]
+        left = [np.minimum(distance, (values - point) ** 2) for point in found]
+        best = np.argmin([distance.sum() for distance in left])
+        points.append(found[best])
+        distance = left[best]
     return np.sort(points)
 
 

@@ -57,6 +57,7 @@ def share_values(weight, centroids, *, axes=(), gradient="mean", threshold=None)
         Han et al., 2015, eq. 3 for the sum; weights that join from the largest down as
         in Zhou et al., "Incremental Network Quantization", 2017. arXiv:1702.03044
     """
+    weight = tf.convert_to_tensor(weight)
     view = _Rows(weight.shape, axes)
     book = tf.reshape(tf.cast(centroids, tf.float32), (view.rows, -1))
     clusters = book.shape[-1] + 1

@@ -151,6 +151,7 @@ def share_vectors(weight, vectors, index, *, block, axis, gradient="mean"):
         Tensor of `weight`'s shape and dtype. Weights that are zero stay zero. The
         gradient reaches `weight` unchanged (straight-through).
     """
+    weight = tf.convert_to_tensor(weight)
     shape = weight.shape
     index = tf.cast(index, tf.int32)
     vectors = tf.reshape(tf.cast(vectors, tf.float32), (-1, block))
