@@ -43,6 +43,7 @@ def test_every_setting_is_measured_and_every_operation(path):
     assert "builtin" in text and "p95, ms" in text and "each run alone" in text
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_model(tmp_path):
     peaks = []
     for units in (8, 4096):

@@ -71,7 +71,12 @@ def test_operations_agree_on_equal_inputs_and_are_known_by_their_layers(
 
 
 @pytest.mark.parametrize(
-    ("kind", "least"), [("float32", 60), ("float16", 40), ("int8", 12)]
+    ("kind", "least"),
+    [
+        ("float32", 60),
+        pytest.param("float16", 40, marks=pytest.mark.slow),
+        ("int8", 12),
+    ],
 )
 def test_a_plain_model_and_its_layers(images, tmp_path, kind, least):
     model = conv_net()

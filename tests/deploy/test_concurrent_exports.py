@@ -27,9 +27,7 @@ def test_two_threads(tmp_path, capfd):
         except BaseException as err:
             errors.append(err)
 
-    threads = [
-        threading.Thread(target=export, args=(net(units),)) for units in (2, 3) * 2
-    ]
+    threads = [threading.Thread(target=export, args=(net(units),)) for units in (2, 3)]
     for thread in threads:
         thread.start()
     for thread in threads:

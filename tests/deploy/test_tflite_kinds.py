@@ -126,7 +126,9 @@ def test_a_kind_that_the_weights_are_not_is_refused(images, tmp_path):
 # The sparse format.
 
 
-@pytest.mark.parametrize("kind", ["float32", "float16"])
+@pytest.mark.parametrize(
+    "kind", ["float32", pytest.param("float16", marks=pytest.mark.slow)]
+)
 def test_sparse_weights_take_fewer_bytes_and_compute_the_same(images, tmp_path, kind):
     model = wide_net()
     rng = np.random.default_rng(0)
@@ -276,7 +278,15 @@ def test_equal_names_are_told_apart(tmp_path):
     assert signature["outputs"] == ["same", "same_1"]
 
 
-@pytest.mark.parametrize("kind", ["float32", "float16", "dynamic_range", "int8"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "float32",
+        pytest.param("float16", marks=pytest.mark.slow),
+        pytest.param("dynamic_range", marks=pytest.mark.slow),
+        "int8",
+    ],
+)
 def test_an_open_batch_is_resized(model, images, tmp_path, kind):
     more = {"calibration_data": images, "io": "float32"} if kind == "int8" else {}
     result = tfc.export_tflite(
