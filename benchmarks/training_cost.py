@@ -1,6 +1,7 @@
 """Prints what a compressed training step costs, against plain `fit`.
 
-`--technique` is quantization (the default) or pruning. Of pruning the masks change
+`--technique` is quantization (the default), clustering (16 values a kernel) or pruning.
+Of pruning the masks change
 every 30 steps, as they do when 64 updates are spread over 2,000 steps, and the first
 epoch of a `fit`, in which the train function is traced again, does not count.
 
@@ -13,6 +14,7 @@ Usage:
     python benchmarks/training_cost.py --rounds=9
     python benchmarks/training_cost.py --only=resnet8 --skip_tfmot
     python benchmarks/training_cost.py --technique=pruning --rounds=9
+    python benchmarks/training_cost.py --technique=clustering --only=resnet8
 """
 
 import argparse
@@ -153,6 +155,7 @@ def compare_pruning_tfmot(name, rounds, steps, batch):
 # Epochs of a `fit`, of which the first does not count.
 _EPOCHS = 4
 _MASKS_EVERY = 30
+_CLUSTERS = 16
 
 
 def _alternate_fits(keras, plain, other, callbacks, dataset, rounds):
@@ -211,6 +214,36 @@ def compare_tfmot(name, rounds, steps, batch):
     return _ratios(_alternate(models, dataset, rounds))
 
 
+def compare_clustering(name, rounds, steps, batch):
+    """Our clustered step against plain Keras 3."""
+    import keras
+    from keras import layers
+
+    import tfcompress as tfc
+
+    plain = globals()[name](layers, keras)
+    dataset, _ = _data(plain, steps * batch, batch)
+    models = [plain, tfc.cluster(plain, _CLUSTERS)]
+    models = [_compiled(model, keras) for model in models]
+    return _ratios(_alternate(models, dataset, rounds))
+
+
+def compare_clustering_tfmot(name, rounds, steps, batch):
+    """TFMOT's clustered step against plain tf_keras."""
+    import tensorflow_model_optimization as mot
+    import tf_keras as keras
+
+    plain, other = (globals()[name](keras.layers, keras) for _ in "ab")
+    dataset, _ = _data(plain, steps * batch, batch)
+    clustered = mot.clustering.keras.cluster_weights(
+        other,
+        _CLUSTERS,
+        mot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS,
+    )
+    models = [_compiled(model, keras) for model in (plain, clustered)]
+    return _ratios(_alternate(models, dataset, rounds))
+
+
 def peak(name, which, steps, batch):
     """Peak resident memory in MiB of building and two epochs, above the imports."""
     import keras
@@ -223,6 +256,8 @@ def peak(name, which, steps, batch):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if which == "quantization":
         model = tfc.quantize_aware(model, calibration_data=x[:batch])
+    if which == "clustering":
+        model = tfc.cluster(model, _CLUSTERS)
     callbacks = [tfc.Pruning(0.8)] if which == "pruning" else []
     _compiled(model, keras).fit(dataset, verbose=0, epochs=2, callbacks=callbacks)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -255,7 +290,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="")
     parser.add_argument(
-        "--technique", choices=("quantization", "pruning"), default="quantization"
+        "--technique",
+        choices=("quantization", "pruning", "clustering"),
+        default="quantization",
     )
     parser.add_argument("--skip_tfmot", action="store_true")
     parser.add_argument("--skip_memory", action="store_true")
@@ -274,7 +311,7 @@ def main():
         if args.only not in name:
             continue
         prunes = args.technique == "pruning"
-        suffix = "_pruning" if prunes else ""
+        suffix = "" if args.technique == "quantization" else f"_{args.technique}"
         sizes = {"mobilenetv2": (20, 16)} if prunes else {"mobilenetv2": (6, 16)}
         steps, batch = sizes.get(name, (60 if prunes else 20, 32))
         size = {"steps": steps, "batch": batch}

@@ -26,6 +26,7 @@ with tempfile.TemporaryDirectory() as folder:
         "tfcompress/py.typed",
         "tfcompress/data/LICENSE.spoken_digits.md",
         "tfcompress/data/spoken_digits_mfcc.npz",
+        "tfcompress/recipes/presets/edge-int8.yaml",
     ):
         assert wanted in names, f"{wanted} is not in the wheel"
     assert not any(name.startswith("tests/") for name in names)

@@ -9,23 +9,34 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from networks import conv_net, image_data
+from networks import compiled, conv_net, image_data
 
 import tfcompress as tfc
 from tfcompress import cli
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilation
+from tfcompress.deploy.programs import installed
 
 COMMANDS = (
     "demo",
+    "compress",
+    "recipe",
     "inspect",
     "export",
     "from-tfmot",
     "prune-channels",
+    "cluster",
     "quantize",
     "debug-quantization",
+    "verify",
+    "benchmark",
     "measure",
     "check-edgetpu",
     "compile-edgetpu",
+    "pack",
+    "unpack",
+    "compile-ethosu",
+    "export-c-array",
+    "export-android",
     "report",
 )
 
@@ -39,6 +50,10 @@ def folder(tmp_path_factory):
     np.savez(folder / "data.npz", x=x, y=y)
     model = conv_net()
     model.save(folder / "plain.keras")
+    trainable = compiled(conv_net())
+    trainable.optimizer.build(trainable.trainable_variables)
+    trainable.save(folder / "compiled.keras")
+    tfc.Recipe([{"fit": {"epochs": 1}}]).save(folder / "r.yaml")
     qat = tfc.quantize_aware(model, calibration_data=x)
     qat.save(folder / "qat.keras")
     tfc.export_tflite(qat, folder / "int8.tflite", kind="int8")
@@ -78,12 +93,40 @@ def test_inspect_shows_the_kernels_of_a_model(run):
         ("plain.keras", "b.tflite", "--kind=int8", "--data=data.npz"),
         ("qat.keras", "c.tflite", "--kind=int8", "--io=uint8"),
         ("qat.keras", "d.onnx"),
+        ("plain.keras", "e.tflite", "--kind=float16", "--batch_size=0"),
     ],
 )
 def test_export_writes_the_file(run, args):
     code, out, _ = run("export", *args)
     assert code == 0
     assert pathlib.Path(args[1]).exists() and args[1] in out
+
+
+def test_export_puts_labels_into_the_file(run):
+    pathlib.Path("labels.txt").write_text("red\ngreen\nblue\n")
+    code, _, _ = run("export", "plain.keras", "l.tflite", "--labels=labels.txt")
+    assert code == 0
+    assert tfc.read_metadata("l.tflite").outputs[0].labels == ("red", "green", "blue")
+
+
+def test_verify_says_whether_the_file_agrees(run):
+    args = "--data=data.npz", "--examples=4"
+    code, out, _ = run("verify", "qat.keras", "int8.tflite", *args)
+    assert code == 0
+    assert "int8.tflite agrees with conv_net (4 examples" in out and "CONV_2D" in out
+    other = keras.models.load_model("plain.keras")
+    other.get_layer("hidden").kernel.assign(-other.get_layer("hidden").kernel)
+    other.save("other.keras")
+    args = *args, "--no_operations"
+    code, out, _ = run("verify", "other.keras", "int8.tflite", *args)
+    assert code == 1
+    assert "DISAGREES" in out
+
+
+def test_benchmark_shows_time_memory_and_energy(run):
+    code, out, _ = run("benchmark", "int8.tflite", "--threads=1", "--seconds=0")
+    assert code == 0
+    assert "xnnpack" in out and "peak memory" in out and "energy:" in out
 
 
 def test_prune_channels_writes_a_smaller_model_and_says_what_went(run):
@@ -97,6 +140,24 @@ def test_prune_channels_writes_a_smaller_model_and_says_what_went(run):
     assert small.macs <= plain.macs / 2
 
 
+def test_compress_runs_a_recipe_and_says_what_it_does(run):
+    args = "--recipe=r.yaml", "--data=data.npz", "--test_data=data.npz", "--out=out"
+    code, out, err = run("compress", "--model=compiled.keras", *args)
+    assert code == 0, err
+    for text in ("[1/2] fit", "[2/2] export_tflite", "original", "Report: out"):
+        assert text in out
+    assert pathlib.Path("out/report.html").exists()
+    code, out, _ = run("compress", "--model=compiled.keras", *args)
+    assert code == 0 and "[1/2] fit: done before" in out
+
+
+def test_recipe_shows_presets_to_copy(run):
+    code, out, _ = run("recipe")
+    assert code == 0 and all(name in out for name in tfc.Recipe.presets())
+    code, out, _ = run("recipe", "tiny-mcu")
+    assert code == 0 and out == tfc.Recipe.preset_text("tiny-mcu")
+
+
 def test_quantize_writes_a_model_that_exports(run):
     args = "--model=plain.keras", "--data=data.npz", "--config=int8_per_tensor"
     code, out, _ = run("quantize", *args, "--output=made.keras")
@@ -104,6 +165,39 @@ def test_quantize_writes_a_model_that_exports(run):
     assert "made.keras: int8_per_tensor, 4 layers" in out
     code, out, _ = run("export", "made.keras", "made.tflite", "--kind=int8")
     assert code == 0 and "integers only: yes" in out
+
+
+def test_cluster_writes_a_model_of_few_values(run):
+    code, out, _ = run("cluster", "plain.keras", "shared.keras", "--clusters=7")
+    assert code == 0 and "shared.keras: 4 layers with 7 values" in out
+    args = "--start=linear", "--per_channel", "--plain"
+    assert run("cluster", "plain.keras", "few.keras", *args)[0] == 0
+    shared, few = (
+        tfc.measure(keras.models.load_model(name)).layers
+        for name in ("shared.keras", "few.keras")
+    )
+    assert all(layer.distinct_values <= 7 for layer in shared)
+    assert all(layer.channel_values <= 16 for layer in few)
+
+
+def test_pack_and_unpack_give_the_file_back(run):
+    code, out, _ = run("pack", "int8.tflite", "int8.tfcpack")
+    assert code == 0 and "int8.tfcpack: " in out and "gzip" in out
+    code, out, _ = run("unpack", "int8.tfcpack", "again.tflite")
+    assert code == 0 and "SHA-256" in out
+    again, original = (pathlib.Path(n) for n in ("again.tflite", "int8.tflite"))
+    assert again.read_bytes() == original.read_bytes()
+
+
+def test_quantize_improves_what_is_not_trained(run):
+    args = "--model=plain.keras", "--data=data.npz", "--config=int4_weights"
+    more = "--equalize", "--rounding=adaround", "--steps=5", "--correct_bias"
+    code, out, _ = run("quantize", *args, "--output=better.keras", *more)
+    assert code == 0
+    assert "better.keras: int4_weights, 4 layers" in out
+    # Equalizing folded the batch normalization.
+    better = keras.models.load_model("better.keras")
+    assert not any("bn" in layer.name for layer in better.layers)
 
 
 def test_debug_quantization_ranks_layers_and_draws_them(run):
@@ -182,6 +276,35 @@ def test_old_file_becomes_a_keras_3_one(run):
     assert run("inspect", "old.h5")[0] == 0
 
 
+@pytest.mark.skipif(not installed("ethosu.vela"), reason="needs the extra ethosu")
+def test_compile_ethosu_prints_the_share_and_the_estimate(run):
+    code, out, _ = run(
+        *("compile-ethosu", "int8.tflite", "--accelerator=ethos-u55-64"),
+        "--memory_mode=Sram_Only",
+    )
+    assert code == 0 and "int8_vela.tflite" in out
+    assert "(100%)" in out and "ms" in out and "encoded" in out
+
+
+def test_export_c_array_prints_the_operators(run):
+    pathlib.Path("src").mkdir()
+    code, out, _ = run("export-c-array", "int8.tflite", "src", "--name=net")
+    assert code == 0 and "AddConv2D" in out and "net[" in out
+    assert "net_len" in pathlib.Path("src", "int8.h").read_text()
+
+
+def test_export_android_names_the_files_it_wrote(run):
+    pathlib.Path("labels.txt").write_text("red\ngreen\nblue\n")
+    code, out, _ = run(
+        *("export-android", "int8.tflite", "app", "--package=com.example.colours"),
+        *("--labels=labels.txt", "--mean=0.5", "--std=0.25"),
+    )
+    assert code == 0 and all(pathlib.Path(line).is_file() for line in out.split())
+    text = next(pathlib.Path("app").rglob("*.kt")).read_text()
+    assert "_STD = floatArrayOf(2.5e-01f)" in text
+
+
+_COMPRESS = ("--model=plain.keras", "--out=bad")
 BAD = {
     "no such model": (("measure", "none.tflite"), "No such .tflite file"),
     "no such keras file": (("inspect", "none.keras"), "No such model file"),
@@ -213,12 +336,60 @@ BAD = {
         ("quantize", "--model=qat.keras", "--data=data.npz", "--output=a.keras"),
         "quantization-aware already",
     ),
+    "clustered output": (
+        ("cluster", "plain.keras", "a.h5"),
+        "must be a .keras file",
+    ),
+    "too few clusters": (
+        ("cluster", "plain.keras", "a.keras", "--clusters=1"),
+        "`clusters` must be",
+    ),
+    "not to be packed": (
+        ("pack", "data.npz", "a.tfcpack"),
+        "neither a .tflite nor a .keras",
+    ),
+    "not packed": (("unpack", "bad.tflite", "a.tflite"), "no file that `tfc.pack`"),
     "plain model": (
         ("debug-quantization", "--model=plain.keras", "--data=data.npz"),
         "not quantization-aware",
     ),
     "not of Keras 2": (("from-tfmot", "plain.keras", "a.keras"), "tfc.load_model"),
     "damaged h5": (("inspect", "bad.h5"), "damaged"),
+    "no such preset": (("recipe", "edge-int4"), "Did you mean 'edge-int8'?"),
+    "no such recipe": (
+        ("compress", *_COMPRESS, "--recipe=edge", "--data=data.npz"),
+        "no preset 'edge'",
+    ),
+    "bad recipe": (
+        ("compress", *_COMPRESS, "--recipe=bad.yaml", "--data=data.npz"),
+        "bad.yaml': Stage 1: there is no stage 'foldd'",
+    ),
+    "no labels to train": (
+        ("compress", *_COMPRESS, "--recipe=r.yaml", "--data=x.npz"),
+        "needs an array `y` too",
+    ),
+    "not compiled": (
+        ("compress", *_COMPRESS, "--recipe=r.yaml", "--data=data.npz"),
+        "pass loss=",
+    ),
+    "memory mode": (
+        (
+            "compile-ethosu",
+            "int8.tflite",
+            "--accelerator=ethos-u55-128",
+            "--memory_mode=SRAM",
+        ),
+        "Received: memory_mode='SRAM'",
+    ),
+    "array name": (
+        ("export-c-array", "int8.tflite", ".", "--name=a-b"),
+        "Received: name='a-b'",
+    ),
+    "half a normalization": (
+        ("export-android", "int8.tflite", "a", "--package=a.b", "--mean=1"),
+        "--mean and --std go together",
+    ),
+    "opset": (("export", "plain.keras", "a.onnx", "--opset=9"), "Received: opset=9"),
     "compiler": (("compile-edgetpu", "int8.tflite"), "edgetpu"),
 }
 
@@ -230,6 +401,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, case, monkeypatch):
     pathlib.Path("bad.tflite").write_bytes(b"nonsense")
     pathlib.Path("bad.keras").write_bytes(b"nonsense")
     pathlib.Path("bad.h5").write_bytes(b"\x89HDF\r\n\x1a\nnonsense")
+    pathlib.Path("bad.yaml").write_text("stages: [foldd]")
     np.savez("z.npz", z=np.zeros(3))
     np.savez("x.npz", x=image_data(4)[0])
     code, out, err = run(*args)

@@ -29,11 +29,17 @@ LEVELS = {
     "legacy": 4,
     "measure": 5,
     "plots": 5,
+    "cache_teacher": 6,
+    "benchmark": 6,
     "debug": 6,
+    "distill": 6,
     "prune_channels": 6,
     "report": 6,
     "sensitivity": 6,
     "demo": 7,
+    "recipes": 7,
+    "verify": 7,
+    "quantize_to_accuracy": 7,
     "cli": 8,
 }
 

@@ -24,6 +24,59 @@ def test_parameters_zeros_and_bytes_by_hand():
     assert found.latency_ms is None and found.accuracy is None
 
 
+def test_values_bits_and_entropy_of_a_kernel_by_hand():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(4, name="dense")(inputs))
+    kernel = np.zeros((4, 4))
+    kernel[:, 1] = 2
+    kernel[0, 2], kernel[1, 2] = 1, 2
+    model.layers[-1].kernel.assign(kernel)
+    measured = tfc.measure(model)
+    (found,) = measured.layers
+    assert (found.name, found.parameters) == ("dense/kernel", 16)
+    assert (found.distinct_values, found.channel_values) == (3, 3)
+    assert found.sparsity == pytest.approx(10 / 16) and found.bits == 32
+    share = np.array([10, 5, 1]) / 16
+    assert found.entropy_bits == pytest.approx(-np.sum(share * np.log2(share)))
+    assert found.entropy_bytes == measured.entropy_bytes == 3
+    assert found.gzip_bytes < 64
+    assert "dense/kernel" in measured.layer_table()
+    assert "3 bytes at least" in str(measured)
+
+
+def test_values_of_a_file_are_those_that_it_stores(tmp_path):
+    x, _ = image_data(32)
+    shared = tfc.cluster(conv_net(), 5)
+    path = tmp_path / "m.tflite"
+    tfc.export_tflite(tfc.quantize_aware(shared, calibration_data=x), path, kind="int8")
+    found = {layer.parameters: layer for layer in tfc.measure(path).layers}
+    assert sorted(found) == [24, 72, 216, 1024]
+    assert all(f.channel_values <= 5 and f.bits == 8 for f in found.values())
+    # Per tensor the model itself has no more.
+    model = {layer.parameters: layer for layer in tfc.measure(shared).layers}
+    assert all(layer.distinct_values <= 5 for layer in model.values())
+    assert model[1024].entropy_bits < np.log2(5)
+
+
+def test_the_channels_of_every_kind_of_kernel():
+    inputs = keras.Input((4, 4, 2))
+    x = layers.Conv2DTranspose(3, 1, name="up")(layers.DepthwiseConv2D(1)(inputs))
+    model = keras.Model(inputs, x)
+    model.layers[1].kernel.assign(np.array([1, 2]).reshape(1, 1, 2, 1))
+    model.layers[2].kernel.assign(np.arange(6).reshape(1, 1, 3, 2))
+    found = tfc.measure(model).layers
+    assert [layer.distinct_values for layer in found] == [2, 6]
+    assert [layer.channel_values for layer in found] == [1, 2]
+
+
+def test_a_kernel_of_one_value_needs_nothing():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(4, kernel_initializer="ones")(inputs))
+    (found,) = tfc.measure(model).layers
+    assert (found.entropy_bits, found.entropy_bytes) == (0, 0)
+    assert (found.distinct_values, found.channel_values) == (1, 1)
+
+
 MACS = {
     "dense": (lambda: layers.Dense(5), (7,), 35),
     "conv": (lambda: layers.Conv2D(5, 3), (6, 8, 2), 4 * 6 * 5 * 9 * 2),

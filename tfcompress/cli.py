@@ -4,7 +4,6 @@ import inspect
 import os
 import pathlib
 import sys
-import tempfile
 
 import numpy as np
 from absl import app
@@ -13,39 +12,71 @@ from rich.console import Console
 from rich.table import Table
 
 from tfcompress import demo
+from tfcompress.benchmark import benchmark
 from tfcompress.debug import debug_quantization
+from tfcompress.deploy.android import export_android
+from tfcompress.deploy.c_array import export_c_array
 from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerError, compile_edgetpu
-from tfcompress.deploy.files import check_writable, written_atomically
+from tfcompress.deploy.ethosu import (
+    ACCELERATORS,
+    MEMORY_MODES,
+    EthosUCompilerError,
+    compile_ethosu,
+)
+from tfcompress.deploy.files import check_writable, save_keras
+from tfcompress.deploy.metadata import Metadata, TensorMetadata
 from tfcompress.deploy.onnx import export_onnx
-from tfcompress.deploy.tflite import KINDS, TARGETS, export_tflite
+from tfcompress.deploy.pack import pack, unpack
+from tfcompress.deploy.tflite import TARGETS, export_tflite
 from tfcompress.deploy.tflite_file import read_tflite
+from tfcompress.deploy.tflite_kinds import KINDS
 from tfcompress.graph import find_layers, kernels
 from tfcompress.layers import TransformWeights
 from tfcompress.legacy import from_tfmot, load_model
 from tfcompress.measure import measure
+from tfcompress.numerics.centroids import STARTS
 from tfcompress.passes.channel_scores import SCORES
+from tfcompress.passes.cluster import cluster
+from tfcompress.passes.equalize import equalize
+from tfcompress.passes.post_training import ROUNDINGS, quantize_post_training
 from tfcompress.passes.quantization_config import PRESETS
-from tfcompress.passes.quantize import quantize_aware
+from tfcompress.passes.strip import strip
 from tfcompress.progress import tracked
 from tfcompress.prune_channels import prune_channels
+from tfcompress.recipes import Recipe
 from tfcompress.report import report, table
+from tfcompress.verify import verify
 
 _DESCRIPTION = """Compress Keras 3 models and check what came of it.
 
   tfcompress demo                              the whole journey on real speech
+  tfcompress compress --model=model.keras --recipe=edge-int8 --data=train.npz --out=dir
   tfcompress export model.keras model.tflite --kind=int8 --data=calibration.npz
   tfcompress prune-channels model.keras small.keras --budget macs=0.5
+  tfcompress cluster model.keras shared.keras --clusters=16
   tfcompress quantize --model=model.keras --data=calibration.npz --output=qat.keras
   tfcompress debug-quantization --model=qat.keras --file=int8.tflite --data=test.npz
+  tfcompress verify model.keras model.tflite --data=test.npz
+  tfcompress benchmark model.tflite
   tfcompress measure float.tflite int8.tflite --data=test.npz
   tfcompress check-edgetpu int8.tflite
+  tfcompress pack int8.tflite int8.tfcpack
+  tfcompress unpack int8.tfcpack int8.tflite
+  tfcompress compile-ethosu int8.tflite --accelerator=ethos-u55-128
+      --memory_mode=Shared_Sram
+  tfcompress export-c-array int8.tflite firmware/src
+  tfcompress export-android int8.tflite app --package=com.example.digits
 
 Data are .npz files with an array `x` (one row an example) and, where labels are
 needed, `y`. `tfcompress COMMAND --help` explains a command."""
 
 # A file that is loaded without its loss has no gradients to score by.
 _SCORES_WITHOUT_LOSS = tuple(sorted(set(SCORES) - {"taylor"}))
+
+
+# What the user can do something about.
+_REPORTED = (OSError, TypeError, ValueError, EdgeTPUCompilerError, EthosUCompilerError)
 
 
 def main():
@@ -73,20 +104,21 @@ def run(argv):
         argv: List of strings, the program's name first.
 
     Returns:
-        Exit code: 0, or 2 after one line on the error stream if the input was bad.
+        Exit code: 0; 1 if `verify` found a difference; 2 after one line on the error
+        stream if the input was bad.
     """
     return _run(parse(argv))
 
 
 def _run(args):
     try:
-        args.command(args)
-    except (OSError, TypeError, ValueError, EdgeTPUCompilerError) as err:
+        code = args.command(args)
+    except _REPORTED as err:
         if args.debug:
             raise
         print(f"tfcompress: {_one_line(err)}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 def _one_line(err):
@@ -126,6 +158,37 @@ def _parser():
             "--quick", action="store_true", help="one epoch of each step: a smoke test"
         ),
     )
+    command(
+        _compress,
+        "compress",
+        arg("--model", required=True, metavar="X.keras", help="trained model"),
+        arg(
+            "--recipe",
+            required=True,
+            metavar="R",
+            help=f"a .yaml or .json file, or a preset: {', '.join(Recipe.presets())}",
+        ),
+        arg(
+            "--data",
+            required=True,
+            metavar="X.npz",
+            help="training examples: arrays x and y",
+        ),
+        arg("--out", required=True, metavar="DIR", help="folder for all of it"),
+        arg("--test_data", metavar="Y.npz", help="arrays x and y for the accuracy"),
+        arg("--teacher", metavar="T.keras", help="for distill (the model itself)"),
+        arg("--loss", metavar="NAME", help="Keras loss (that of the compiled model)"),
+        arg("--seed", type=int, default=0, help="seed of every stage (0)"),
+    )
+    command(
+        _recipe,
+        "recipe",
+        arg(
+            "name",
+            nargs="?",
+            help=f"preset to show: {', '.join(Recipe.presets())}",
+        ),
+    )
     command(_inspect, "inspect", arg("model", help=".tflite or .keras file"))
     command(
         _export,
@@ -147,6 +210,39 @@ def _parser():
         arg("model", help=".h5 file of tf_keras, TFMOT's wrappers included"),
         arg("output", help=".keras file to write"),
         arg("--data", metavar="X.npz", help="calibration examples: array x"),
+        arg(
+            "--batch_size",
+            type=int,
+            help="of a .tflite (1); 0 leaves it open, to be resized on the device",
+        ),
+        arg("--sparse", action="store_true", help="TFLite's sparse format, of zeros"),
+        arg("--labels", metavar="X.txt", help="class names, one a line, to put inside"),
+        arg("--opset", type=int, default=17, help="of an .onnx file: 13 to 18 (17)"),
+    )
+    command(
+        _verify,
+        "verify",
+        arg("model", help=".keras file"),
+        arg("file", help=".tflite file that was exported from it"),
+        arg("--data", required=True, metavar="X.npz", help="examples: array x"),
+        arg("--examples", type=int, default=64, help="how many of them (64)"),
+        arg(
+            "--no_operations",
+            action="store_true",
+            help="compare outputs only, not each operation",
+        ),
+    )
+    command(
+        _benchmark,
+        "benchmark",
+        arg("model", help=".tflite file"),
+        arg(
+            "--threads",
+            type=int,
+            action="append",
+            help="number of threads; may be given several times (1, 2, 4, ...)",
+        ),
+        arg("--seconds", type=float, default=1.0, help="for each setting (1)"),
     )
     command(
         _prune_channels,
@@ -167,6 +263,16 @@ def _parser():
         arg("--data", metavar="X.npz", help="examples for --score=rank: array x"),
     )
     command(
+        _cluster,
+        "cluster",
+        arg("model", help=".keras file"),
+        arg("output", help=".keras file to write"),
+        arg("--clusters", type=int, default=16, help="values a kernel, with zero (16)"),
+        arg("--start", choices=STARTS, default="kmeans++", help="(kmeans++)"),
+        arg("--per_channel", action="store_true", help="a codebook for each channel"),
+        arg("--plain", action="store_true", help="of Keras' own layers, no codebooks"),
+    )
+    command(
         _quantize,
         "quantize",
         arg("--model", required=True, metavar="X.keras", help="plain model"),
@@ -178,6 +284,20 @@ def _parser():
         ),
         arg("--config", choices=tuple(PRESETS), default="int8", help="preset (int8)"),
         arg("--output", required=True, metavar="Y.keras", help="file to write"),
+        arg(
+            "--equalize",
+            action="store_true",
+            help="give the channels between two layers like ranges first",
+        ),
+        arg("--rounding", choices=ROUNDINGS, default="nearest", help="(nearest)"),
+        arg(
+            "--steps", type=int, default=1000, help="of adaround, for each layer (1000)"
+        ),
+        arg(
+            "--correct_bias",
+            action="store_true",
+            help="give each channel the mean that it has in float",
+        ),
     )
     command(
         _debug_quantization,
@@ -216,6 +336,59 @@ def _parser():
         arg("--timeout", type=int, default=180, help="seconds (180)"),
     )
     command(
+        _pack,
+        "pack",
+        arg("model", help=".tflite or .keras file"),
+        arg("output", help="container to write"),
+    )
+    command(
+        _unpack,
+        "unpack",
+        arg("packed", help="container that `tfcompress pack` wrote"),
+        arg("output", help="file to write, with the suffix that it had"),
+    )
+    command(
+        _compile_ethosu,
+        "compile-ethosu",
+        arg("model", help=".tflite file of integers"),
+        arg("--accelerator", required=True, choices=ACCELERATORS, help="the NPU"),
+        arg(
+            "--memory_mode",
+            required=True,
+            help=f"what lies where: {', '.join(MEMORY_MODES)}, or one of --config",
+        ),
+        arg("--system_config", help="clock and memories (Arm's of the NPU's family)"),
+        arg("--config", metavar="X.ini", help="Vela configuration (Arm's)"),
+        arg("--out_dir", help="folder for the result (that of the file)"),
+        arg("--timeout", type=int, default=300, help="seconds (300)"),
+    )
+    command(
+        _export_c_array,
+        "export-c-array",
+        arg("model", help=".tflite file"),
+        arg("output", help="an existing folder, or a file ending in .c, .cc or .cpp"),
+        arg("--name", help="of the array (that of the file)"),
+        arg("--alignment", type=int, default=16, help="bytes (16)"),
+        arg(
+            "--no_resolver",
+            action="store_true",
+            help="leave out the operators and arena of TFLite Micro",
+        ),
+    )
+    command(
+        _export_android,
+        "export-android",
+        arg("model", help=".tflite or .keras file"),
+        arg("output", help="folder to write to"),
+        arg("--package", required=True, help="Kotlin package: com.example.digits"),
+        arg("--name", help="of asset and class (that of the file)"),
+        arg("--labels", metavar="X.txt", help="names of the classes, one a line"),
+        arg("--mean", type=float, help="subtracted from inputs, with --std"),
+        arg("--std", type=float, help="inputs are divided by it"),
+        arg("--kind", choices=KINDS, default="float32", help="of a .keras (float32)"),
+        arg("--data", metavar="X.npz", help="calibration examples: array x"),
+    )
+    command(
         _report,
         "report",
         arg("models", nargs="+", help=".tflite or .keras files, the baseline first"),
@@ -239,6 +412,39 @@ def _demo(args):
     if args.quick:
         settings = demo.Settings(args.seed, 1, 1, 1, examples=300)
     demo.run(args.out, settings)
+
+
+def _compress(args):
+    """Run a recipe: its passes, its training, its files, one report at the end.
+
+    Each stage leaves its model and its report in the folder. The same command after a
+    kill goes on where it was; stages that are done are not done again.
+    """
+    suffix = pathlib.Path(args.recipe).suffix
+    recipe = (Recipe.load if suffix else Recipe.preset)(args.recipe)
+    result = recipe.run(
+        load_model(args.model, compile=args.loss is None),
+        _labelled(args.data),
+        args.out,
+        test_data=None if args.test_data is None else _labelled(args.test_data),
+        teacher=None if args.teacher is None else load_model(args.teacher),
+        loss=args.loss,
+        seed=args.seed,
+        say=print,
+    )
+    print(f"\n{result}")
+
+
+def _recipe(args):
+    """Show a preset recipe as YAML, to read, copy and change.
+
+    Without a name: what each preset is for.
+    """
+    if args.name is not None:
+        print(Recipe.preset_text(args.name), end="")
+        return
+    rows = [(name, Recipe.preset(name).about) for name in Recipe.presets()]
+    Console().print(_table(["preset", "what it makes"], rows))
 
 
 def _inspect(args):
@@ -290,19 +496,20 @@ def _export(args):
     """Convert a .keras file to .tflite or .onnx, and check the result.
 
     A quantization-aware model needs no data. A plain one needs calibration examples for
-    --kind=int8.
+    --kind=int8, int4 and int16x8.
     """
     suffix = pathlib.Path(args.output).suffix
     if suffix not in (".tflite", ".onnx"):
         raise ValueError(f"The output must be a .tflite or .onnx file: {args.output!r}")
     model = load_model(args.model)
     if suffix == ".onnx":
-        if args.data or args.kind != "float32":
+        others = (args.data, args.sparse, args.labels, args.batch_size is not None)
+        if any(others) or args.kind != "float32":
             raise ValueError(
-                "An .onnx file takes neither --kind nor --data: a quantization-aware "
-                "model becomes integer by itself."
+                "An .onnx file takes none of --kind, --data, --batch_size, --sparse "
+                "and --labels: a quantization-aware model becomes integer by itself."
             )
-        result = export_onnx(model, args.output)
+        result = export_onnx(model, args.output, opset=args.opset)
         print(f"{result.path}: {result.bytes:,} bytes ({result.gzip_bytes:,} gzip)")
         return
     data = None if args.data is None else _arrays(args.data)["x"]
@@ -314,6 +521,9 @@ def _export(args):
             io=args.io,
             calibration_data=data,
             target=args.target,
+            batch_size=1 if args.batch_size is None else args.batch_size or None,
+            sparse=args.sparse,
+            metadata=None if args.labels is None else _with_labels(model, args.labels),
         )
     )
 
@@ -327,23 +537,96 @@ def _from_tfmot(args):
     _check_output(args.output)
     data = None if args.data is None else _arrays(args.data)["x"]
     model, report = from_tfmot(args.model, calibration_data=data, return_report=True)
-    _save(model, args.output)
+    save_keras(model, args.output)
     print(f"{args.output}: written" if report is None else f"{report}")
+
+
+def _with_labels(model, path):
+    """Metadata of a model with one output, whose labels are the lines of a file."""
+    labels = pathlib.Path(path).read_text().splitlines()
+    return Metadata(name=model.name, outputs=[TensorMetadata(labels=labels)])
+
+
+def _verify(args):
+    """Compare a .tflite file with its model, in every runtime and each operation.
+
+    Exits with 1 if an output is too far off.
+    """
+    result = verify(
+        load_model(args.model),
+        args.file,
+        _arrays(args.data)["x"],
+        examples=args.examples,
+        operations=not args.no_operations,
+    )
+    print(result)
+    return 0 if result.ok else 1
+
+
+def _benchmark(args):
+    """Time, memory and energy of a .tflite file on this machine.
+
+    With and without XNNPACK, by number of threads; and which operations are slow.
+    """
+    print(benchmark(args.model, threads=args.threads, seconds=args.seconds))
 
 
 def _quantize(args):
     """Make a .keras model quantization-aware, calibrated and ready to train or export.
 
     The result rounds as its integer file will. Train it further in Python, or export
-    it as it is.
+    it as it is; then --equalize, --rounding=adaround and --correct_bias help.
     """
     _check_output(args.output)
-    model = quantize_aware(
-        load_model(args.model), args.config, calibration_data=_arrays(args.data)["x"]
+    model = load_model(args.model)
+    model = quantize_post_training(
+        equalize(model) if args.equalize else model,
+        _arrays(args.data)["x"],
+        args.config,
+        rounding=args.rounding,
+        correct_bias=args.correct_bias,
+        steps=args.steps,
     )
-    _save(model, args.output)
+    save_keras(model, args.output)
     count = len(find_layers(model, TransformWeights))
     print(f"{args.output}: {args.config}, {count} layers with rounded weights")
+
+
+def _cluster(args):
+    """Let each kernel of a model have few different values; train it afterwards.
+
+    Compressed, files of it are smaller: see `tfcompress pack`. `tfcompress quantize`
+    keeps the values. With --plain the result has Keras' own layers and the values, but
+    forgets them when it is trained.
+    """
+    _check_output(args.output)
+    model = cluster(
+        load_model(args.model),
+        args.clusters,
+        start=args.start,
+        per_channel=args.per_channel,
+    )
+    count = len(find_layers(model, TransformWeights))
+    save_keras(strip(model) if args.plain else model, args.output)
+    print(f"{args.output}: {count} layers with {args.clusters} values a codebook")
+
+
+def _pack(args):
+    """Put a .tflite or .keras file into a small container, without loss.
+
+    For delivery over the air: `tfcompress unpack` restores the very same file.
+    """
+    print(pack(args.model, args.output))
+
+
+def _unpack(args):
+    """Restore the file of a container, byte by byte, and check its hash.
+
+    A container that is damaged, cut off or of another version is an error, and an old
+    file stays.
+    """
+    result = unpack(args.packed, args.output)
+    print(f"{result.path}: {result.bytes:,} bytes, SHA-256 {result.sha256}")
 
 
 def _prune_channels(args):
@@ -363,7 +646,7 @@ def _prune_channels(args):
         data=None if args.data is None else _arrays(args.data)["x"],
         return_report=True,
     )
-    _save(small, args.output)
+    save_keras(small, args.output)
     print(f"{report}\n{args.output}: written")
 
 
@@ -382,15 +665,6 @@ def _check_output(path):
     if not path.endswith(".keras"):
         raise ValueError(f"The output must be a .keras file: {path!r}")
     check_writable(path)
-
-
-def _save(model, path):
-    # Keras insists on the suffix, which the temporary file does not have.
-    with tempfile.TemporaryDirectory() as folder:
-        saved = pathlib.Path(folder, "model.keras")
-        model.save(saved)
-        with written_atomically(path) as temporary:
-            temporary.write_bytes(saved.read_bytes())
 
 
 def _debug_quantization(args):
@@ -472,11 +746,77 @@ def _compile_edgetpu(args):
         print("\n".join([f"{result.path}: {counts}", *result.warnings]))
 
 
+def _compile_ethosu(args):
+    """Compile an integer .tflite file for an Arm Ethos-U NPU with Vela.
+
+    Vela must be installed: pip install 'tfcompress[ethosu]'. A file of which nothing
+    lands on the NPU is an error.
+    """
+    with Console(stderr=True).status("Running Vela"):
+        result = compile_ethosu(
+            args.model,
+            args.out_dir,
+            accelerator=args.accelerator,
+            memory_mode=args.memory_mode,
+            system_config=args.system_config,
+            config=args.config,
+            timeout_sec=args.timeout,
+        )
+    print(result)
+
+
+def _export_c_array(args):
+    """Write a .tflite file as C source with a header, for microcontrollers.
+
+    A second header registers the operators with TFLite Micro and holds the size of its
+    tensor arena, measured where the extra `micro` is installed.
+    """
+    print(
+        export_c_array(
+            args.model,
+            args.output,
+            name=args.name,
+            alignment=args.alignment,
+            resolver=not args.no_resolver,
+        )
+    )
+
+
+def _export_android(args):
+    """Write the asset, labels and a Kotlin class that runs a model with LiteRT.
+
+    The class normalizes, quantizes and dequantizes as the model needs it. The README in
+    the folder has the Gradle lines.
+    """
+    if (args.mean is None) != (args.std is None):
+        raise ValueError("--mean and --std go together.")
+    labels = args.labels and pathlib.Path(args.labels).read_text().splitlines()
+    result = export_android(
+        args.model if args.model.endswith(".tflite") else load_model(args.model),
+        args.output,
+        package=args.package,
+        name=args.name,
+        labels=labels,
+        normalization=None if args.mean is None else (args.mean, args.std),
+        kind=args.kind,
+        calibration_data=None if args.data is None else _arrays(args.data)["x"],
+    )
+    print("\n".join(filter(None, (result.asset_path, result.labels_path))))
+    print(f"{result.kotlin_path}\n{result.readme_path}")
+
+
 def _table(header, rows):
     table = Table(*header, box=None, header_style="bold", pad_edge=False)
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _labelled(path):
+    arrays = _arrays(path)
+    if "y" not in arrays:
+        raise ValueError(f"{path!r} needs an array `y` too. Received: {sorted(arrays)}")
+    return arrays["x"], arrays["y"]
 
 
 def _arrays(path):

@@ -15,8 +15,8 @@ from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.edgetpu_compile import EdgeTPUCompilerNotFound, compile_edgetpu
 from tfcompress.deploy.onnx import export_onnx
 from tfcompress.deploy.tflite import export_tflite
+from tfcompress.distill import distill
 from tfcompress.measure import measure
-from tfcompress.passes.distill import distill
 from tfcompress.passes.quantize import quantize_aware
 from tfcompress.report import report
 from tfcompress.selection import Rule

@@ -20,10 +20,40 @@ import tensorflow as tf
 
 from tfcompress.checks import batches, check_model
 from tfcompress.deploy.files import gzip_bytes
-from tfcompress.deploy.runtime import TFLiteRunner
-from tfcompress.deploy.tflite_file import FLOAT_TYPES, read_tflite
-from tfcompress.graph import flat_call, kernels
+from tfcompress.deploy.runtime import TFLiteRunner, latency_ms
+from tfcompress.deploy.tflite_file import FLOAT_TYPES, damage_named, read_tflite
+from tfcompress.graph import find_layers, flat_call, kernels
+from tfcompress.passes.quantize_rules import KERNELS
 from tfcompress.passes.strip import strip
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """How many values a kernel has, and what they need at least.
+
+    Attributes:
+        name: Path of the kernel, or name of the tensor in a file.
+        parameters: Number of weights.
+        sparsity: Fraction of zeros.
+        distinct_values: Number of different values.
+        channel_values: The most different values in one output channel.
+        bits: Bits a weight as it is stored.
+        entropy_bits: Bits a weight of the shortest code of the weights one by one:
+            `-sum(p * log2(p))` over the shares of the values. A bound for coders that
+            do not look at neighbours, and without the table of values.
+        entropy_bytes: The same for all weights, in bytes.
+        gzip_bytes: Bytes of the kernel alone after gzip -9.
+    """
+
+    name: str
+    parameters: int
+    sparsity: float
+    distinct_values: int
+    channel_values: int
+    bits: float
+    entropy_bits: float
+    entropy_bytes: int
+    gzip_bytes: int
 
 
 @dataclass(frozen=True)
@@ -44,6 +74,8 @@ class Measurement:
             model: export it first.
         accuracy: Fraction of examples whose class is right, if `data` were given.
         kernels: Tuple of `(path, parameters, sparsity)`, one for each kernel.
+        layers: Tuple of `LayerWeights`, one for each kernel. `str` of it is of the
+            whole; `layer_table()` shows these.
     """
 
     name: str
@@ -56,6 +88,48 @@ class Measurement:
     latency_ms: float | None = None
     accuracy: float | None = None
     kernels: tuple = field(default=(), repr=False)
+    layers: tuple = field(default=(), repr=False)
+
+    @property
+    def entropy_bytes(self):
+        """Sum of the layers' `entropy_bytes`: a bound for coding their weights."""
+        return sum(layer.entropy_bytes for layer in self.layers)
+
+    def layer_table(self):
+        """Text with a row for each layer: values, bits a weight, bounds."""
+        header = (
+            "kernel",
+            "weights",
+            "zeros",
+            "values",
+            "a channel",
+            "bits",
+            "entropy",
+            "bytes at least",
+            "gzip",
+        )
+        rows = [
+            (
+                layer.name,
+                f"{layer.parameters:,}",
+                f"{layer.sparsity:.1%}",
+                f"{layer.distinct_values:,}",
+                f"{layer.channel_values:,}",
+                f"{layer.bits:g}",
+                f"{layer.entropy_bits:.2f}",
+                f"{layer.entropy_bytes:,}",
+                f"{layer.gzip_bytes:,}",
+            )
+            for layer in self.layers
+        ]
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        return "\n".join(
+            "  ".join(
+                [row[0].ljust(widths[0])]
+                + [text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True)]
+            )
+            for row in (header, *rows)
+        )
 
     def __str__(self):
         def show(value, text):
@@ -67,6 +141,7 @@ class Measurement:
             ("MACs", show(self.macs, "{:,}")),
             ("bytes", f"{self.bytes:,}"),
             ("gzip bytes", f"{self.gzip_bytes:,}"),
+            ("kernels", f"{self.entropy_bytes:,} bytes at least, by entropy"),
             ("latency, ms", show(self.latency_ms, "{:.3f}")),
             ("accuracy", show(self.accuracy, "{:.4f}")),
         ]
@@ -117,26 +192,34 @@ def _measure_model(model, data, name):
             _kernel(path, np.prod(v.shape), np.count_nonzero(v.numpy()))
             for path, v in kernels(model).items()
         ),
+        layers=tuple(
+            layer_weights(path, v.numpy(), axes=_channel_axes(model, v))
+            for path, v in kernels(model).items()
+        ),
     )
 
 
 def _measure_file(path, data, name):
     file = read_tflite(path)
-    found = _parameters(file)
-    runner = TFLiteRunner(path)
+    with damage_named(path):
+        found, macs = _parameters(file), _file_macs(file)
+    latency = latency_ms(path)
+    accuracy = None
+    if data is not None:
+        runner = TFLiteRunner(path)
+        accuracy = accuracy_of(runner.predict, _Inputs(runner), data)
     return Measurement(
         name=name or pathlib.Path(path).name,
         **_counts(sum(t.size for t, _ in found), sum(n for _, n in found)),
-        macs=_file_macs(file),
+        macs=macs,
         bytes=file.bytes,
         gzip_bytes=gzip_bytes(pathlib.Path(path).read_bytes()),
-        latency_ms=runner.latency_ms(),
-        accuracy=None
-        if data is None
-        else accuracy_of(runner.predict, _Inputs(runner), data),
+        latency_ms=latency,
+        accuracy=accuracy,
         kernels=tuple(
             _kernel(t.name, t.size, nonzero) for t, nonzero in found if len(t.shape) > 1
         ),
+        layers=tuple(_stored_weights(t) for t, _ in found if len(t.shape) > 1),
     )
 
 
@@ -152,19 +235,75 @@ def _kernel(path, size, nonzero):
     return path, int(size), 1 - int(nonzero) / int(size)
 
 
+def _channel_axes(model, variable):
+    """The axes of a kernel that are its output channels."""
+    for layer in find_layers(model, tuple(KERNELS)):
+        name, axes = KERNELS.get(type(layer), (None, ()))
+        if axes and any(v is variable and v.name == name for v in layer.weights):
+            return axes
+    return (-1,)
+
+
+def layer_weights(name, values, *, axes=(-1,), stored=None):
+    """What the values of a kernel need.
+
+    Args:
+        name: Its name.
+        values: Numpy array, real numbers or integers.
+        axes: Axes that are the output channels.
+        stored: Its bytes where it is stored; `None` for those of the array.
+
+    Returns:
+        A `LayerWeights`.
+    """
+    values = np.asarray(values)
+    stored = values.tobytes() if stored is None else stored
+    _, counts = np.unique(values, return_counts=True)
+    share = counts / values.size
+    entropy = float(-(share * np.log2(share)).sum())
+    channels = np.moveaxis(values, axes, range(len(axes)))
+    count = math.prod(channels.shape[: len(axes)])
+    channels = np.sort(channels.reshape(count, -1), axis=1)
+    changes = (channels[:, 1:] != channels[:, :-1]).sum(axis=1)
+    return LayerWeights(
+        name=name,
+        parameters=values.size,
+        sparsity=1 - int(np.count_nonzero(values)) / values.size,
+        distinct_values=len(counts),
+        channel_values=int(changes.max()) + 1,
+        bits=8 * len(stored) / values.size,
+        entropy_bits=max(entropy, 0.0),
+        entropy_bytes=math.ceil(max(entropy, 0.0) * values.size / 8),
+        gzip_bytes=gzip_bytes(stored),
+    )
+
+
+def _stored_weights(tensor):
+    return layer_weights(
+        tensor.name,
+        _without_zero_point(tensor),
+        axes=(tensor.quantized_axis,),
+        stored=bytes(tensor.buffer),
+    )
+
+
+def _without_zero_point(tensor):
+    """The constant's integers, zero at 0; its own values if it is not quantized."""
+    value = tensor.value()
+    if tensor.zero_point is None:
+        return value
+    shape = [1] * value.ndim
+    if value.ndim:
+        shape[tensor.quantized_axis] = -1
+    return value.astype(np.int64) - tensor.zero_point.reshape(shape)
+
+
 def _parameters(file):
     """Constants that are weights, with the number of their nonzero values."""
     found = []
-    for tensor in file.used_tensors():
-        if tensor.constant and (
-            tensor.dtype in FLOAT_TYPES or tensor.scale is not None
-        ):
-            value = tensor.value()
-            if tensor.zero_point is not None:
-                shape = [1] * value.ndim
-                if value.ndim:
-                    shape[tensor.quantized_axis] = -1
-                value = value.astype(np.int64) - tensor.zero_point.reshape(shape)
+    for tensor in file.constants():
+        if tensor.dtype in FLOAT_TYPES or tensor.scale is not None:
+            value = _without_zero_point(tensor)
             found.append((tensor, int(np.count_nonzero(value))))
     return found
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfcompress.deploy.runtime import TFLiteRunner
+from tfcompress.deploy.runtime import latency_ms
 from tfcompress.deploy.tflite import export_tflite
 from tfcompress.measure import model_macs
 from tfcompress.passes.channel_budget import (
@@ -187,7 +187,7 @@ def _latency_ms(channels, removed):
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.tflite"
         export_tflite(small, path, kind="float32")
-        return TFLiteRunner(path).latency_ms()
+        return latency_ms(path)
 
 
 def _uncounted_macs(plan):

@@ -32,7 +32,7 @@ class Report:
     plots: tuple
 
 
-def report(measurements, path, *, title="Before and after compression"):
+def report(measurements, path, *, title="Before and after compression", tables=()):
     """Writes a table and plots of measurements, the first of which is the baseline.
 
     Args:
@@ -41,6 +41,8 @@ def report(measurements, path, *, title="Before and after compression"):
             `<name>_accuracy_size.png`, `<name>_accuracy_latency.png` and
             `<name>_sparsity.png`, where the measurements have the figures.
         title: Heading.
+        tables: Further tables for the end, pairs of a heading and rows of text cells,
+            the header first.
 
     Returns:
         A `Report`.
@@ -62,7 +64,7 @@ def report(measurements, path, *, title="Before and after compression"):
     path = pathlib.Path(path)
     check_writable(path)
     figures = _figures(measurements)
-    _write(path, _page(measurements, figures, title).encode())
+    _write(path, _page(measurements, figures, title, tables).encode())
     files = []
     for name, (png, _) in figures.items():
         file = path.with_name(f"{path.stem}_{name}.png")
@@ -155,6 +157,7 @@ body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .5rem; }
+h2 { font-size: 1.2rem; line-height: 1.2; margin: 1.5rem 0 .5rem; }
 .lead { font-size: 1.1rem; margin: 0 0 1.5rem; }
 .lead b { color: var(--mark); }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; }
@@ -178,13 +181,10 @@ footer { margin-top: 1.5rem; font-size: .85rem; opacity: .75; }
 """
 
 
-def _page(measurements, figures, title):
+def _page(measurements, figures, title, tables):
     escape = html.escape
-    header, *rows = table(measurements)
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows
+    further = "\n".join(
+        f"<h2>{escape(heading)}</h2>\n{_html_table(rows)}" for heading, rows in tables
     )
     images = "\n".join(
         f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,'
@@ -203,20 +203,30 @@ def _page(measurements, figures, title):
 <body><main>
 <h1>{escape(title)}</h1>
 <p class="lead">{_lead(measurements)}</p>
-<div class="scroll"><table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}
-</tbody></table></div>
+{_html_table(table(measurements))}
 <div class="plots">
 {images}
 </div>
+{further}
 <footer>"smaller" compares gzip bytes and "faster" latency with the first row. Latency
 is the median on one thread of this machine ({escape(platform.machine())},
 {escape(platform.system())}, Python {escape(platform.python_version())}).</footer>
 </main></body>
 </html>
 """
+
+
+def _html_table(rows):
+    header, *rows = ([html.escape(cell) for cell in row] for row in rows)
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"""<div class="scroll"><table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{body}
+</tbody></table></div>"""
 
 
 def _lead(measurements):

@@ -85,6 +85,32 @@ def select(paths, *, include=None, exclude=None, rules=()):
     return chosen
 
 
+def select_one(paths, pattern, *, argument):
+    """The one path that a pattern names.
+
+    Args:
+        paths: The paths there are.
+        pattern: One of `paths`, which then is meant even where it is found in others;
+            or a regular expression or predicate.
+        argument: Name of the pattern in messages.
+
+    Raises:
+        ValueError: If it does not match exactly one; names the near misses.
+    """
+    paths = list(paths)
+    if isinstance(pattern, str) and pattern in paths:
+        return pattern
+    found = list(filter(_matcher(pattern), paths))
+    _check_found(found, argument, pattern, paths)
+    if len(found) > 1:
+        shown = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
+        raise ValueError(
+            f"`{argument}`: {pattern!r} must match exactly one path. It matches "
+            f"{len(found)}: {shown}. Give the whole path of one."
+        )
+    return found[0]
+
+
 def settings_of(path, rules):
     """The settings of the first rule that matches a path; `{}` if none does."""
     first = next((r for r in rules if matches(r.match, path)), None)

@@ -7,12 +7,14 @@ import numpy as np
 
 from tfcompress.layers import (
     Binary,
+    Codebook,
     FakeQuantizeWeight,
     FoldedFakeQuantizeWeight,
     KeepZeros,
     LearnedStep,
     Ternary,
     Transform,
+    VectorCodebook,
 )
 
 
@@ -131,4 +133,10 @@ CASES = {
     "ternary per tensor": Case(Ternary(axes=()), _TERNARY[:, :1]),
     "binary": Case(Binary(), _TERNARY),
     "binary per tensor": Case(Binary(axes=()), _TERNARY[:, :1]),
+    "codebook": Case(Codebook(4), _TERNARY[:, :1]),
+    "codebook per channel, summed": Case(
+        Codebook(3, axes=(-1,), start="linear", gradient="sum"), _TERNARY
+    ),
+    "codebook, fixed": Case(Codebook(8, gradient=None), _STEPS),
+    "vectors": Case(VectorCodebook(4, block=2, axis=0, steps=2), _TERNARY),
 }

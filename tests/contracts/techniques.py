@@ -15,8 +15,56 @@ def _quantized(config="int8"):
     return wrap
 
 
+def _quantized_after_training(model):
+    return tfc.quantize_post_training(
+        tfc.equalize(model),
+        image_data(32)[0],
+        "int4_weights",
+        rounding="adaround",
+        steps=5,
+    )
+
+
 def _distilled(model):
     return tfc.distill(model, conv_net(), alpha=0.9)
+
+
+def _clustered(model):
+    return tfc.cluster(model, 8)
+
+
+def _shared(model):
+    """Every kind of codebook at once."""
+    return tfc.cluster(
+        model,
+        8,
+        biases=True,
+        rules=[
+            tfc.Rule("^conv/kernel", per_channel=True, gradient="sum"),
+            tfc.Rule("^hidden/kernel", block=2, clusters=32),
+            tfc.Rule("kernel", group="others"),
+        ],
+    )
+
+
+def _clustering():
+    # 6 steps an epoch; a run of 2 epochs sees all but the last of them.
+    fraction = {0: 0.5, 6: 1.0}
+    return [tfc.ClusteringSchedule(fraction, kmeans_every=4)]
+
+
+def _taught_by_many_terms(model):
+    """Projections, a memory, schedules: all that a distiller can hold."""
+    terms = [
+        tfc.distillation.SoftLabels(tfc.schedules.Polynomial(6, 2, end=12)),
+        tfc.distillation.Hint("flatten", "hidden", weight=0.1),
+        tfc.distillation.AttentionTransfer("depthwise_relu", "add", weight=0.1),
+        tfc.distillation.Relational("hidden", "hidden", weight=0.1, angle=1),
+        tfc.distillation.Contrastive("hidden", "flatten", weight=0.01, memory=80),
+        tfc.distillation.DeepSupervision(["add"], weight=0.1),
+    ]
+    alpha = tfc.schedules.Cosine(0.95, 0.9, end=9)
+    return tfc.distill(model, [conv_net(), conv_net()], terms=terms, alpha=alpha)
 
 
 def _surgery(model):
@@ -86,8 +134,16 @@ TECHNIQUES = {
         list,
     ),
     "quantization with a schedule": (_quantized("int4_weights"), _schedule),
+    "clustering": (_clustered, list),
+    "clustering with a schedule": (_shared, _clustering),
+    "clustering and quantization": (
+        lambda model: _quantized()(_clustered(model)),
+        list,
+    ),
+    "quantization after training": (_quantized_after_training, list),
     "surgery": (_surgery, list),
     "distillation": (_distilled, list),
+    "distillation, many terms": (_taught_by_many_terms, list),
     "pruning and distillation": (_distilled, _pruning),
     "all": (lambda model: _distilled(_quantized()(model)), _pruning),
 }
@@ -114,7 +170,12 @@ _VARIANTS = (
     "quantization, learned step",
     "quantization, ternary",
     "quantization with a schedule",
+    "clustering",
+    "clustering with a schedule",
+    "clustering and quantization",
+    "quantization after training",
     "surgery",
+    "distillation, many terms",
 )
 # What cannot be resumed, and says so (`tests/callbacks/test_regrowth.py`).
 NOT_RESUMED = ("pruning and rewinding",)
@@ -123,13 +184,19 @@ QUICK = {
     "mixed_float16": ("quantization",),
     "mixed_bfloat16": ("all",),
     "plain": tuple(TECHNIQUES),
-    "jit": ("pruning, global by gradients",),
+    "jit": ("pruning, global by gradients", "clustering"),
     "saved": (
         "quantization, learned step",
         "quantization with a schedule",
+        "clustering with a schedule",
         "surgery",
+        "distillation, many terms",
     ),
-    "killed": ("quantization with a schedule", "channel pruning"),
+    "killed": (
+        "quantization with a schedule",
+        "channel pruning",
+        "clustering with a schedule",
+    ),
     "two devices": ("quantization with a schedule",),
 }
 
@@ -147,6 +214,8 @@ def check_callbacks(callbacks, history):
         if isinstance(callback, tfc.Pruning):
             # 0.01: whole weights of small kernels.
             assert abs(history["sparsity"][-1] - 0.6) < 0.01
+        elif isinstance(callback, tfc.ClusteringSchedule):
+            assert history["clustered"][-1] == 1
         elif isinstance(callback, tfc.ChannelPruning):
             assert history["channel_scale"][-1] == 0
         else:

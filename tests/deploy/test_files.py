@@ -29,6 +29,19 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_is_said_of_the_file_that_was_to_be(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match=r"Cannot write .*file'.*Free some space") as info:
+        with written_atomically(path) as temporary, open(temporary, "wb") as file:
+            # As the device that is always full does, half of it written.
+            file.write(b"half")
+            with open("/dev/full", "wb", buffering=0) as full:
+                full.write(b"rest")
+    assert info.value.errno == errno.ENOSPC
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="Cannot write"):
         with written_atomically(tmp_path / "none" / "file"):

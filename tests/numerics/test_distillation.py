@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfcompress.numerics.distillation import soft_labels
+from tfcompress.numerics.distillation import (
+    bounded_regression,
+    decoupled,
+    hard_labels,
+    logits_cosine,
+    logits_squared_error,
+    mean_prediction,
+    merged_classes,
+    regression,
+    soft_labels,
+)
 
 
 def _softmax(logits, temperature):
@@ -93,3 +103,105 @@ def test_very_confident_logits_stay_finite():
     loss = keras.ops.convert_to_numpy(soft_labels(student, -student, 1.0))
     # 2000: the divergence between two certain and opposite answers.
     np.testing.assert_allclose(loss, [2000.0])
+
+
+# The other losses on outputs, each against numpy.
+
+
+def _log_softmax(x):
+    x = np.asarray(x, "float64")
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 4)])
+def test_hard_labels_are_the_crossentropy_with_the_teachers_choice(shape):
+    student, teacher = _logits(10, *shape), _logits(11, *shape)
+    chosen = teacher.argmax(axis=-1)[..., None]
+    expected = -np.take_along_axis(_log_softmax(student), chosen, axis=-1)[..., 0]
+    # 1e-5: float32.
+    np.testing.assert_allclose(hard_labels(student, teacher), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_decoupled_is_equation_7_of_the_paper(temperature):
+    student, teacher = 3 * _logits(12, 5, 6), 3 * _logits(13, 5, 6)
+    labels = np.array([0, 5, 2, 2, 1])
+    p, q = (_softmax(x.astype("float64"), temperature) for x in (teacher, student))
+    expected = []
+    for i, target in enumerate(labels):
+        others = [j for j in range(6) if j != target]
+        both = [np.array([x[i, target], x[i, others].sum()]) for x in (p, q)]
+        rest = [x[i, others] / x[i, others].sum() for x in (p, q)]
+        tckd = (both[0] * np.log(both[0] / both[1])).sum()
+        nckd = (rest[0] * np.log(rest[0] / rest[1])).sum()
+        expected.append((1.5 * tckd + 8 * nckd) * temperature**2)
+    found = decoupled(student, teacher, np.eye(6)[labels], temperature, 1.5, 8.0)
+    # 2e-5: differences of float32 logarithms near 1, times T squared.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_decoupled_with_the_teachers_own_weight_is_soft_labels():
+    student, teacher = _logits(14, 4, 5), _logits(15, 4, 5)
+    labels = np.array([0, 1, 2, 3])
+    others = 1 - _softmax(teacher, 2.0)[np.arange(4), labels]
+    found = decoupled(student, teacher, np.eye(5)[labels], 2.0, 1.0, others)
+    np.testing.assert_allclose(found, soft_labels(student, teacher, 2.0), atol=1e-5)
+
+
+def test_decoupled_has_a_finite_gradient_where_the_teacher_is_certain():
+    student = tf.Variable(_logits(16, 2, 4))
+    teacher = np.array([[60.0, 0, 0, 0], [0, 0, 0, 60.0]], "float32")
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(decoupled(student, teacher, np.eye(4)[[0, 3]], 1.0, 1, 8))
+    assert np.isfinite(tape.gradient(loss, student).numpy()).all()
+
+
+def test_logit_losses_do_not_see_a_shift_and_match_numpy():
+    student, teacher = _logits(17, 6, 5), _logits(18, 6, 5)
+    s, t = (x - x.mean(axis=-1, keepdims=True) for x in (student, teacher))
+    cosine = (s * t).sum(-1) / np.linalg.norm(s, axis=-1) / np.linalg.norm(t, axis=-1)
+    shifted = student + np.arange(6, dtype="float32")[:, None]
+    for own in (student, shifted, _log_softmax(student).astype("float32")):
+        # 1e-4: the shift costs bits.
+        np.testing.assert_allclose(
+            logits_squared_error(own, teacher), ((s - t) ** 2).mean(-1), rtol=1e-4
+        )
+        np.testing.assert_allclose(logits_cosine(own, teacher), 1 - cosine, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "error, by_hand",
+    [
+        ("squared", [[(4 + 0.25) / 2]]),
+        ("absolute", [[(2 + 0.5) / 2]]),
+        ("huber", [[(1.5 + 0.125) / 2]]),
+    ],
+)
+def test_regression_worked_by_hand(error, by_hand):
+    student, teacher = np.array([[[3.0, 0.5]]]), np.array([[[1.0, 0.0]]])
+    np.testing.assert_allclose(regression(student, teacher, error), by_hand)
+
+
+def test_a_bounded_regression_leaves_alone_who_beats_the_teacher():
+    student, teacher = np.array([[1.0], [3.0], [2.0]]), np.array([[2.0], [2.0], [2.0]])
+    labels = np.zeros((3, 1))
+    # Errors 1, 9, 4 against the teacher's 4: better, worse, and equal within 0.5.
+    found = bounded_regression(student, teacher, labels, 0.5)
+    np.testing.assert_allclose(found, [0, 9, 4])
+
+
+def test_teachers_are_averaged_in_probability():
+    one, other = 3 * _logits(19, 4, 5), 3 * _logits(20, 4, 5)
+    expected = (3 * _softmax(one, 1.0) + _softmax(other, 1.0)) / 4
+    found = np.exp(mean_prediction([one, other], [1.5, 0.5]))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_merged_classes_add_probabilities_and_leave_the_rest_out():
+    teacher = _logits(21, 3, 6)
+    p = _softmax(teacher.astype("float64"), 1.0)
+    expected = np.stack([p[:, 4], p[:, 0] + p[:, 2] + p[:, 5], p[:, 1]], axis=-1)
+    expected /= expected.sum(axis=-1, keepdims=True)
+    found = merged_classes(teacher, [[4], [0, 2, 5], [1]])
+    np.testing.assert_allclose(_softmax(np.asarray(found), 1.0), expected, rtol=1e-5)

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfcompress.numerics.learned_step import fake_quantize_learned_step, initial_step
+from tfcompress.numerics.learned_step import (
+    fake_quantize_learned_step,
+    initial_step,
+    least_error_step,
+)
 
 
 def _normal(*shape, seed=0):
@@ -146,3 +150,36 @@ def test_learning_the_step_lowers_the_error():
     # The best grid of 7 levels for a normal weight has a step of 0.65, error 0.044.
     assert error() < 0.05 < before
     assert 0.55 < step.numpy()[0] < 0.75
+
+
+@pytest.mark.parametrize("axes", [(), (-1,), (0, 1)])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_no_other_step_of_a_hundred_has_less_error(bits, axes):
+    weight = np.random.default_rng(0).normal(size=(6, 5, 4)) ** 3
+    weight[..., 0] *= 10
+    found = least_error_step(weight, bits=bits, axes=axes)
+    assert found.dtype == "float32"
+    highest = 2 ** (bits - 1) - 1
+    # Each channel by itself, by brute force.
+    channels = {
+        (): [weight],
+        (-1,): list(np.moveaxis(weight, -1, 0)),
+        (0, 1): list(weight.reshape(30, 4)),
+    }[axes]
+    assert len(found) == len(channels)
+
+    def error(channel, step):
+        rounded = np.clip(np.round(channel / step), -highest, highest) * step
+        return np.square(channel - rounded).sum()
+
+    for step, channel in zip(found, channels, strict=True):
+        widest = np.abs(channel).max() / highest
+        least = min(error(channel, widest * n / 100) for n in range(1, 101))
+        np.testing.assert_allclose(error(channel, step), least, rtol=1e-4)
+
+
+def test_the_step_of_least_error_of_zeros_is_that_of_training():
+    weight = np.zeros((3, 2), "float32")
+    weight[:, 0] = [0.5, -1.0, 0.25]
+    found = least_error_step(weight, bits=4, axes=(-1,))
+    assert found[1] == initial_step(weight, bits=4, axes=(-1,))[1] > 0

@@ -1,6 +1,9 @@
 """Keras callbacks, one a file."""
 
 from tfcompress.callbacks.channel_pruning import ChannelPruning as ChannelPruning
+from tfcompress.callbacks.clustering_schedule import (
+    ClusteringSchedule as ClusteringSchedule,
+)
 from tfcompress.callbacks.compression_logger import (
     CompressionLogger as CompressionLogger,
 )

@@ -8,10 +8,13 @@ from absl import logging
 from tfcompress import selection
 from tfcompress.callbacks.masked_weight import MaskedWeight
 from tfcompress.graph import Graph, find_layers, functional, kernels
+from tfcompress.numerics import masks, patterns, scores
 from tfcompress.numerics.layer_sparsity import erdos_renyi_kernel
 
 # Below it a kernel saves nothing worth the damage.
 _SMALL = 100
+# For weights whose masks are never chosen.
+_MAGNITUDE, _ONE_BY_ONE = scores.find("magnitude"), patterns.parse(None)
 # Layers whose kernels end in an axis of inputs and one of outputs.
 _MATRICES = (
     keras.layers.Dense,
@@ -68,6 +71,30 @@ def choose(callback):
     _share_out(pruned, callback)
     _check_not_emptied(pruned, callback)
     return pruned
+
+
+def zeros_elsewhere(callback, own, *, at_least):
+    """Kernels that were pruned before, and that the callback does not act on.
+
+    Args:
+        callback: A `Pruning` with its model set.
+        own: Set of the ids of the variables that it acts on.
+        at_least: Fraction of exact zeros from which a kernel counts as pruned.
+
+    Returns:
+        List of `MaskedWeight` with the masks found.
+    """
+    strategy = getattr(callback.model, "distribute_strategy", None)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        found = [
+            MaskedWeight(variable, path, _MAGNITUDE, _ONE_BY_ONE)
+            for path, variable in kernels(callback.model).items()
+            if id(variable) not in own
+            and masks.kept_zeros(variable.numpy(), at_least) is not None
+        ]
+    for one in found:
+        one.find_mask(at_least)
+    return found
 
 
 def check_room(callback, finals):

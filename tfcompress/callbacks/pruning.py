@@ -10,7 +10,7 @@ import keras
 from absl import logging
 
 from tfcompress import schedules, selection
-from tfcompress.callbacks.chosen_weights import check_room, choose
+from tfcompress.callbacks.chosen_weights import check_room, choose, zeros_elsewhere
 from tfcompress.callbacks.masked_weight import raise_together, release, retrace
 from tfcompress.callbacks.pruning_arguments import check_arguments, check_rewinding
 from tfcompress.callbacks.rewinding import Rewinding
@@ -39,7 +39,7 @@ class Pruning(keras.callbacks.Callback):
     plain model, with zeros. (A `fit` that raises cannot tidy up: masks stay in force
     until the next `fit` with a `Pruning`.) Since the zeros are in the weights, a later
     `Pruning` finds its masks there again: kernels with 10 % zeros or more count as
-    pruned.
+    pruned, and those that it does not choose keep the zeros they have.
 
     Where training is in the schedule follows from the epoch: a run that is resumed, or
     starts at `initial_epoch`, goes on at that point. (Two things it cannot know:
@@ -170,6 +170,7 @@ class Pruning(keras.callbacks.Callback):
         check_arguments(self)
         check_room(self, [r.settings["sparsity"] for r in self.rules])
         self._pruned = []
+        self._kept = []
         self._start_over()
 
     def get_config(self):
@@ -222,6 +223,7 @@ class Pruning(keras.callbacks.Callback):
             self._check_length(epoch)
             for pruned in self._pruned:
                 pruned.find_mask(at_least=0 if self._only_keeps else _MASK_FROM)
+            self._keep_others()
             self._advance(step)
 
     def on_train_batch_end(self, batch, logs=None):
@@ -236,7 +238,7 @@ class Pruning(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         # An optimizer with `use_ema=True` has just overwritten the weights.
-        for pruned in self._pruned:
+        for pruned in self._pruned + self._kept:
             pruned.apply_mask()
         self._detach()
         self._rewinding = None
@@ -280,15 +282,24 @@ class Pruning(keras.callbacks.Callback):
     def _attach(self):
         for variable in self.model.trainable_variables:
             release(variable)
-        self._pruned = []
+        self._pruned, self._kept = [], []
         for pruned in choose(self):
             pruned.attach()
             self._pruned.append(pruned)
         retrace(self.model)
         self._measure()
 
+    def _keep_others(self):
+        """Holds the zeros that an earlier pruning left in kernels not chosen here."""
+        own = {id(pruned.variable) for pruned in self._pruned}
+        self._kept = zeros_elsewhere(self, own, at_least=_MASK_FROM)
+        for kept in self._kept:
+            kept.attach()
+        if self._kept:
+            retrace(self.model)
+
     def _detach(self):
-        for pruned in self._pruned:
+        for pruned in self._pruned + self._kept:
             pruned.detach()
         retrace(self.model)
 
@@ -382,7 +393,7 @@ class Pruning(keras.callbacks.Callback):
 
     def _go_back(self):
         self._rewinding.rewind(self.model)
-        for pruned in self._pruned:
+        for pruned in self._pruned + self._kept:
             pruned.apply_mask()
             pruned.start_over()
 

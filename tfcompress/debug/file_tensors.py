@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tfcompress.debug.differences import add, difference
+from tfcompress.deploy.litert_process import interpreter
 from tfcompress.deploy.quiet import quiet
-from tfcompress.deploy.runtime import TFLiteRunner, quantize
+from tfcompress.deploy.runtime import TFLiteRunner, check_belongs, quantize
 from tfcompress.deploy.tflite_file import read_tflite
 from tfcompress.progress import tracked
 
@@ -38,7 +39,7 @@ class Recorder:
         file = read_tflite(path)
         runner = TFLiteRunner(path)
         self._inputs = runner.inputs
-        self._check_belongs(model, runner)
+        check_belongs(model, runner, path)
         self.batch_size = int(runner.inputs[0]["shape"][0])
         self.tensors = [
             t
@@ -53,21 +54,9 @@ class Recorder:
                 f"{self.path!r} has no integer activations to compare. Export it with "
                 "tfc.export_tflite(model, path, kind='int8')."
             )
-        self._interpreter = _interpreter(self.path)
-
-    def _check_belongs(self, model, runner):
-        for kind, expected, found in (
-            ("input", model.inputs, runner.inputs),
-            ("output", model.outputs, runner.outputs),
-        ):
-            wanted = [tuple(t.shape[1:]) for t in expected]
-            received = [tuple(int(n) for n in d["shape"][1:]) for d in found]
-            if not _same_shapes(wanted, received):
-                raise ValueError(
-                    f"{self.path!r} does not belong to model {model.name!r}: expected "
-                    f"{kind}s of shape {wanted} (without the batch axis). Received: "
-                    f"{received}. Export the model again."
-                )
+        with quiet():
+            # XNNPACK computes several operations as one and keeps nothing between.
+            self._interpreter = interpreter(self.path, kernels="builtin", keep=True)
 
     def run(self, inputs):
         """Runs a batch of the file's size; `tensor` reads what it computed."""
@@ -79,29 +68,6 @@ class Recorder:
     def tensor(self, index):
         """The integers of a tensor after `run`."""
         return self._interpreter.get_tensor(index)
-
-
-def _interpreter(path):
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    with quiet():
-        # A delegate would compute several operations as one and keep nothing between.
-        interpreter = Interpreter(
-            model_path=path,
-            experimental_op_resolver_type=(
-                OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-            ),
-            experimental_preserve_all_tensors=True,
-        )
-        interpreter.allocate_tensors()
-    return interpreter
-
-
-def _same_shapes(wanted, received):
-    return len(wanted) == len(received) and all(
-        len(w) == len(r) and all(a in (None, b) for a, b in zip(w, r, strict=True))
-        for w, r in zip(wanted, received, strict=True)
-    )
 
 
 @dataclass

@@ -69,12 +69,14 @@ def calibrate_and_convert(model, batch_size, io, calibration, *, one_scale_dense
     with tempfile.TemporaryDirectory() as folder, _named_errors(model):
         _save(model, batch_size, folder)
         if has_loop(folder):
-            return _convert_apart(folder, io, calibration)
-        settings = int8_settings(io, calibration, one_scale_dense=one_scale_dense)
+            return _convert_apart(folder, io, calibration, batch_size)
+        settings = int8_settings(
+            io, calibration, batch_size, one_scale_dense=one_scale_dense
+        )
         return _convert_saved(folder, settings)
 
 
-def int8_settings(io, calibration=None, *, one_scale_dense=False):
+def int8_settings(io, calibration=None, batch_size=1, *, one_scale_dense=False):
     """What the converter needs to be told for a file of 8-bit integers.
 
     Args:
@@ -82,6 +84,7 @@ def int8_settings(io, calibration=None, *, one_scale_dense=False):
         calibration: What `examples` returned; `None` for a model with fake
             quantization.
         one_scale_dense: Whether a dense kernel has one scale for all units.
+        batch_size: Batch size of the file; `None` leaves it open.
 
     Returns:
         Function that sets up a `tf.lite.TFLiteConverter`.
@@ -94,7 +97,9 @@ def int8_settings(io, calibration=None, *, one_scale_dense=False):
         if one_scale_dense:
             setattr(converter, _ONE_SCALE_DENSE, True)
         if calibration is not None:
-            converter.representative_dataset = lambda: _single(calibration)
+            converter.representative_dataset = lambda: _single(
+                calibration, batch_size or 1
+            )
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 
     return configure
@@ -114,10 +119,14 @@ def examples(model, data):
     return [{f"input_{i}": a for i, a in enumerate(inputs)} for inputs, _ in checked]
 
 
-def _single(calibration):
+def _single(calibration, batch_size):
+    """Each example by itself, as often as the file takes it at a time."""
     for batch in calibration:
         for row in range(len(batch["input_0"])):
-            yield {name: array[row : row + 1] for name, array in batch.items()}
+            yield {
+                name: np.repeat(array[row : row + 1], batch_size, axis=0)
+                for name, array in batch.items()
+            }
 
 
 def has_loop(folder):
@@ -142,7 +151,13 @@ def _save(model, batch_size, folder):
     ]
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint("serving_default", flat_call(model), input_signature=specs)
+    infer = flat_call(model)
+    archive.add_endpoint(
+        "serving_default",
+        # A dict would name the outputs, and lose their order.
+        lambda *inputs: keras.tree.flatten(infer(*inputs)),
+        input_signature=specs,
+    )
     archive.write_out(folder, verbose=False)
 
 
@@ -152,7 +167,7 @@ def _convert_saved(folder, configure):
     return converter.convert()
 
 
-def _convert_apart(folder, io, calibration):
+def _convert_apart(folder, io, calibration, batch_size):
     """As `_convert_saved`, in a process that may die."""
     folder = pathlib.Path(folder)
     arrays = {
@@ -163,7 +178,7 @@ def _convert_apart(folder, io, calibration):
     np.savez(folder / "calibration.npz", **arrays)
     code = "import sys; from tfcompress.deploy import converter; converter.child()"
     done = subprocess.run(
-        [sys.executable, "-c", code, os.fspath(folder), io],
+        [sys.executable, "-c", code, os.fspath(folder), io, str(batch_size or 1)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
@@ -188,7 +203,7 @@ def child():
         for key, array in arrays.items():
             number, name = key.split("/")
             calibration.setdefault(int(number), {})[name] = array
-    settings = int8_settings(io, list(calibration.values()))
+    settings = int8_settings(io, list(calibration.values()), int(sys.argv[3]))
     (folder / "model.tflite").write_bytes(_convert_saved(folder, settings))
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tfcompress.deploy.edgetpu_memory import EdgeTPUMemory, estimate_memory
 from tfcompress.deploy.edgetpu_rules import cpu, file_refusal, judge, unsure
-from tfcompress.deploy.tflite_file import read_tflite
+from tfcompress.deploy.tflite_file import damage_named, read_tflite
 
 COMPILED_OPERATOR = "edgetpu-custom-op"
 
@@ -107,7 +107,9 @@ def check_edgetpu(path):
         the division into CPU and Edge TPU parts is TFLite's for delegates,
         `PartitionGraphIntoIndependentNodeSubsets` in its `graph_info.cc`.
     """
-    return check_file(read_tflite(path))
+    file = read_tflite(path)
+    with damage_named(path):
+        return check_file(file)
 
 
 def check_file(file):

@@ -13,7 +13,6 @@ Example:
 
 import os
 import pathlib
-import signal
 import tempfile
 from dataclasses import dataclass
 
@@ -141,9 +140,9 @@ def compile_edgetpu(
     # Inside `out_dir`, since os.replace is atomic only within a file system.
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".edgetpu_") as folder:
         folder = pathlib.Path(folder)
-        code, log = program.run(options, paths, folder, timeout_sec)
-        if code != 0:
-            raise job.failed(log, _why_stopped(code, log, timeout_sec))
+        done, log = program.run(options, paths, folder, timeout_sec)
+        if done.code != 0:
+            raise job.failed(log, _why_stopped(done, log, timeout_sec))
         outputs = job.outputs(folder, log)
         compiled = tuple(_publish(output, log, out_dir, job) for output in outputs)
     return compiled if several or num_segments else compiled[0]
@@ -226,23 +225,21 @@ class _Job:
         return _Output(file, told, count or 0)
 
 
-def _why_stopped(code, log, timeout_sec):
-    if code is None:
+def _why_stopped(done, log, timeout_sec):
+    if done.code is None:
         return (
             f"it did not finish in {timeout_sec} seconds and was killed. Pass a larger "
             "timeout_sec, or make the input or the largest layer smaller."
         )
     if log.failure:
         return f"{log.failure}. {log.remedy}"
-    # A shell reports a signal as 128 + its number.
-    number = -code if code < 0 else code - 128
-    if number in signal.valid_signals():
+    if done.crash:
         return (
-            f"it crashed ({signal.Signals(number).name}). See check_edgetpu(path) for "
-            "what is unusual in the file, or pass search_delegate=True."
+            f"it crashed ({done.crash}). See check_edgetpu(path) for what is unusual "
+            "in the file, or pass search_delegate=True."
         )
     return (
-        f"exit code {code} without a reason. See check_edgetpu(path) for what is "
+        f"exit code {done.code} without a reason. See check_edgetpu(path) for what is "
         "unusual in the file, or pass search_delegate=True."
     )
 

@@ -3,18 +3,18 @@
 Example:
     ```python
     compiler = find_compiler()
-    code, log = compiler.run(["-s"], ["model.tflite"], folder, timeout_sec=180)
+    done, log = compiler.run(["-s"], ["model.tflite"], folder, timeout_sec=180)
     ```
 """
 
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import uuid
 
 from tfcompress.deploy.edgetpu_log import parse_compiler_output
+from tfcompress.deploy.programs import run_program
 
 COMPILER = "edgetpu_compiler"
 IMAGE = "edgetpu-compiler"
@@ -131,7 +131,7 @@ class LocalCompiler:
             timeout_sec: Seconds after which everything is killed.
 
         Returns:
-            Exit code (`None` after a time-out) and the output as a `CompilerLog`.
+            How it ended, a `Finished`, and the output as a `CompilerLog`.
 
         Raises:
             EdgeTPUCompilerError: If the program does not start.
@@ -168,19 +168,19 @@ class ContainerCompiler:
             *(self.image, COMPILER, *options, "-o", "/work", *inside),
         ]
         try:
-            code, log = _run(command, folder, timeout_sec)
+            done, log = _run(command, folder, timeout_sec)
         except BaseException:
             self._kill(name)
             raise
-        if code is None:
+        if done.code is None:
             self._kill(name)
-        if code in _DOCKER_CODES:
+        if done.code in _DOCKER_CODES:
             lines = log.text.strip().splitlines() or ["it says nothing"]
             raise EdgeTPUCompilerError(
                 f"docker cannot run {COMPILER} in image {self.image!r}: {lines[-1]}",
                 log,
             )
-        return code, log
+        return done, log
 
     def _kill(self, name):
         """Ends the container, which outlives the client that started it."""
@@ -195,31 +195,12 @@ class ContainerCompiler:
 
 
 def _run(command, folder, timeout_sec):
-    captured = folder / "output.txt"
-    # A file, not a pipe: a pipe stays open as long as any descendant holds it.
-    with open(captured, "wb") as stream:
-        try:
-            process = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as err:
-            raise EdgeTPUCompilerError(
-                f"{command[0]!r} does not start ({err.strerror}): {COMPILER} is an "
-                "x86-64 Linux program. Use Colab or an x86-64 Docker container.",
-                parse_compiler_output(""),
-            ) from err
-        try:
-            code = process.wait(timeout_sec)
-        except BaseException as err:
-            # The compiler's own child process would go on without its parent.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if not isinstance(err, subprocess.TimeoutExpired):
-                raise
-            code = None
-    return code, parse_compiler_output(captured.read_text(errors="replace"))
+    try:
+        done = run_program(command, folder, timeout_sec)
+    except OSError as err:
+        raise EdgeTPUCompilerError(
+            f"{command[0]!r} does not start ({err.strerror}): {COMPILER} is an "
+            "x86-64 Linux program. Use Colab or an x86-64 Docker container.",
+            parse_compiler_output(""),
+        ) from err
+    return done, parse_compiler_output(done.output)

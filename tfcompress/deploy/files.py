@@ -1,10 +1,15 @@
 """Writing files so that an old one survives whatever goes wrong."""
 
 import contextlib
+import errno
 import gzip
 import os
 import pathlib
+import shutil
 import tempfile
+
+# No space on the disk, quota used up, file larger than allowed.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -20,7 +25,7 @@ def written_atomically(path):
         `pathlib.Path` to write to.
 
     Raises:
-        OSError: If the folder does not exist or cannot be written.
+        OSError: If the folder does not exist or cannot be written, or the disk is full.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -41,8 +46,26 @@ def written_atomically(path):
         # mkstemp makes files for the owner only; give what `open` would have given.
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
+    except OSError as err:
+        if err.errno not in _FULL:
+            raise
+        raise OSError(
+            err.errno,
+            f"Cannot write {os.fspath(path)!r}: {err.strerror}. Free some space, or "
+            "write elsewhere; what was there before is as it was",
+        ) from err
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_keras(model, path):
+    """Saves a model as `.keras`; an old file stays until the new one is whole."""
+    # Keras insists on the suffix, which the temporary file does not have.
+    with tempfile.TemporaryDirectory() as folder:
+        saved = pathlib.Path(folder, "model.keras")
+        model.save(saved)
+        with written_atomically(path) as temporary:
+            shutil.copyfile(saved, temporary)
 
 
 def check_writable(path):

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.deploy.tflite_file import schema
+from tfcompress.deploy.tflite_file import parsed, schema, serialized
 from tfcompress.graph import Graph, clone, rewrite
 from tfcompress.layers import ConstantFakeQuant
 from tfcompress.passes import quantize_rules as rules
@@ -191,16 +191,12 @@ def make_runnable(content):
     Returns:
         Bytes of the new file.
     """
-    import flatbuffers
-
-    model = schema().ModelT.InitFromPackedBuf(content, 0)
+    model = parsed(content)
     for graph in model.subgraphs:
         for operation in graph.operators:
             if _is_int16(graph, operation):
                 _set_right(model, graph, operation)
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return serialized(model, len(content))
 
 
 def _is_int16(graph, operation):

@@ -10,6 +10,11 @@ import numpy as np
 
 from tfcompress.deploy import int16x8
 from tfcompress.deploy.converter import convert, int8_settings
+from tfcompress.deploy.float_border import (
+    float_kernels,
+    with_borders,
+    without_borders,
+)
 from tfcompress.deploy.low_bits import StoredWeights, store_low_bits
 from tfcompress.graph import find_layers
 from tfcompress.layers import FakeQuant
@@ -19,7 +24,7 @@ from tfcompress.passes.export_graph import export_graph_and_weights
 _ACTIVATION_BITS = {"int8": 8, "int16x8": 16}
 
 
-def integer_file(model, *, kind, io, batch_size=1, pack="dense"):
+def integer_file(model, *, kind, io, batch_size=1, pack="dense", keep_float=False):
     """Converts a quantization-aware model, with every weight on the grid it learned.
 
     Args:
@@ -28,6 +33,8 @@ def integer_file(model, *, kind, io, batch_size=1, pack="dense"):
         io: Type of inputs and outputs.
         batch_size: Batch size of the file; `None` leaves it open.
         pack: As for `store_low_bits`.
+        keep_float: Whether kernels that the model leaves float are so in the file, too;
+            else the converter computes them in integers where it can.
 
     Returns:
         Bytes of the file, and a `StoredWeights` of the weights whose grid the converter
@@ -40,12 +47,15 @@ def integer_file(model, *, kind, io, batch_size=1, pack="dense"):
     _check_activation_bits(model, kind)
     plain, weights = export_graph_and_weights(model, batch_size=batch_size)
     _check_weights(weights, model)
+    floats = float_kernels(model) if keep_float else ()
+    plain, borders = with_borders(plain, floats)
     if kind == "int8":
         content = convert(plain, batch_size, int8_settings(io))
     else:
         plain = int16x8.widen_activations(plain, batch_size=batch_size)
         content = convert(plain, batch_size, int16x8.settings(io))
         content = int16x8.make_runnable(content)
+    content = without_borders(content, borders)
     kernels = [w for w in weights if w.channel_axes]
     one_scale = bool(kernels) and not any(w.per_channel for w in kernels)
     told = [

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tfcompress.deploy.tflite_file import pack_int4, schema
+from tfcompress.deploy.tflite_file import pack_int4, parsed, schema, serialized
 from tfcompress.passes.exported_weights import spread
 
 # How far, in steps, a value may lie off its grid: float32 rounding of folded weights.
@@ -104,9 +104,7 @@ def store_low_bits(content, kernels, *, pack=True, one_scale=False):
         ValueError: If a kernel is not in the file, does not lie on its grid, or is
             read by an operation whose output depends on the old scale.
     """
-    import flatbuffers
-
-    model = schema().ModelT.InitFromPackedBuf(content, 0)
+    model = parsed(content)
     kernels = [_Kernel.of(*kernel) for kernel in kernels]
     found, counts = set(), (collections.Counter(), collections.Counter())
     for graph in model.subgraphs:
@@ -117,9 +115,7 @@ def store_low_bits(content, kernels, *, pack=True, one_scale=False):
         for index in range(len(graph.tensors)) if one_scale else ():
             _Weight(model, graph, index).unite_scales()
     _check_found(kernels, found)
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output()), StoredWeights(*map(dict, counts))
+    return serialized(model, len(content)), StoredWeights(*map(dict, counts))
 
 
 def grid(values, bits, *, step=None, axis=None, stored_bits=None):

@@ -19,6 +19,8 @@ import tensorflow as tf
 
 from tfcompress.checks import check_model
 from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
+from tfcompress.deploy.onnx_graph import drop_absorbed_relus, store_integer_weights
+from tfcompress.deploy.onnx_runtime import ONNXRunner
 from tfcompress.deploy.quiet import quiet
 from tfcompress.graph import Graph, flat_call, functional, symbolic_inputs
 from tfcompress.layers import ConstantFakeQuant
@@ -26,8 +28,8 @@ from tfcompress.passes.distill import Distiller
 from tfcompress.passes.export_graph import export_graph, is_quantization_aware
 from tfcompress.passes.strip import strip
 
-_WEIGHT_LIMIT = 127
 _CHECKED_EXAMPLES = 8
+_OPSETS = range(13, 19)
 # Of the largest output: float sums in another order; one rounding step of 8 bits that
 # falls the other way in an early layer can grow to a few at the output. ONNX Runtime's
 # fused integer kernels round differently in each layer, and a softmax turns two steps
@@ -62,7 +64,7 @@ class ONNXExport:
     largest_difference: float = 0.0
 
 
-def export_onnx(model, path, *, opset=17):
+def export_onnx(model, path, *, opset=17, batch_size=None):
     """Writes a model as ONNX and checks that ONNX Runtime computes the same.
 
     A plain model becomes float ONNX. A quantization-aware model becomes QDQ ONNX:
@@ -74,36 +76,37 @@ def export_onnx(model, path, *, opset=17):
         model: Built `keras.Model` with symbolic inputs; of a distiller the student is
             exported.
         path: Path of the `.onnx` file. It is replaced only once the new one is good.
-        opset: Version of the ONNX operator set, 13 or later. The batch size is open and
-            the layout of images stays channels last.
+        opset: Version of the ONNX operator set, 13 to 18. The layout of images stays
+            channels last.
+        batch_size: Batch size of the file; `None` leaves it open.
 
     Returns:
         An `ONNXExport`.
 
     Raises:
         TypeError: If `model` is no Keras 3 model.
-        ValueError: If the model cannot be converted, or ONNX Runtime computes something
-            else than Keras.
+        ValueError: If an argument is out of place, the model cannot be converted, or
+            ONNX Runtime computes something else than Keras.
         OSError: If the file cannot be written.
     """
     check_model(model)
+    _check_arguments(opset, batch_size)
     check_writable(path)
     if isinstance(model, Distiller):
         model = model.student
     quantized = is_quantization_aware(model)
     plain = export_graph(model) if quantized else strip(model)
-    if opset < 13:
-        raise ValueError(
-            "`opset` must be 13 or later, which has scales per channel. "
-            f"Received: opset={opset}"
-        )
-    converted = _convert(plain, opset)
-    integer_weights = _store_integer_weights(converted) if quantized else 0
+    converted = _convert(plain, opset, batch_size)
+    integer_weights = 0
+    if quantized:
+        integer_weights = store_integer_weights(converted)
+        drop_absorbed_relus(converted)
     with written_atomically(path) as temporary:
         try:
             _check_and_save(converted, temporary)
-            exact, _ = _difference(temporary, plain, fused=False)
-            difference, mean = _difference(temporary, plain)
+            inputs = _examples(plain, batch_size or _CHECKED_EXAMPLES)
+            exact, _ = _difference(temporary, plain, inputs, fused=False)
+            difference, mean = _difference(temporary, plain, inputs)
         except Exception as err:
             raise ValueError(
                 f"Model {model.name!r} has an operation that ONNX Runtime cannot run: "
@@ -123,12 +126,25 @@ def export_onnx(model, path, *, opset=17):
     )
 
 
-def _convert(model, opset):
+def _check_arguments(opset, batch_size):
+    if opset not in _OPSETS:
+        raise ValueError(
+            "`opset` must be 13, the first with scales per channel, to 18, the last "
+            f"that tf2onnx writes. Received: opset={opset}"
+        )
+    if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
+        raise ValueError(
+            "`batch_size` must be a positive integer, or None to leave it open. "
+            f"Received: batch_size={batch_size!r}"
+        )
+
+
+def _convert(model, opset, batch_size):
     import tf2onnx
 
     python_logging.getLogger("tf2onnx").setLevel(python_logging.ERROR)
     signature = [
-        tf.TensorSpec((None, *t.shape[1:]), t.dtype, name=t.name)
+        tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype, name=t.name)
         for t in symbolic_inputs(model)
     ]
 
@@ -143,76 +159,6 @@ def _convert(model, opset):
                 f"tf2onnx cannot convert model {model.name!r}: {err} {caught()[-300:]}"
             ) from err
     return converted
-
-
-def _store_integer_weights(converted):
-    """Replaces float kernels on an int8 grid by int8 constants and their scales.
-
-    Returns:
-        Number of weights stored so.
-
-    Raises:
-        ValueError: If a kernel is not a constant on a grid of 255 values.
-    """
-    from onnx import helper, numpy_helper
-
-    graph = converted.graph
-    constants = {c.name: c for c in graph.initializer}
-    done = {}
-    for node in [n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]:
-        name = node.input[1]
-        if name not in constants and node.op_type == "MatMul":
-            # A product of two activations, such as the scores of attention.
-            continue
-        if name not in constants:
-            raise ValueError(
-                f"The kernel of ONNX node {node.name!r} ({node.op_type}) is computed, "
-                "not constant, and cannot be stored as integers."
-            )
-        if name not in done:
-            kernel = numpy_helper.to_array(constants[name])
-            axis = _output_axis(node, kernel)
-            integers, scale = _on_grid(kernel, axis, name)
-            parts = {
-                f"{name}_int8": integers,
-                f"{name}_scale": scale,
-                f"{name}_zero": np.zeros(len(scale), np.int8),
-            }
-            graph.initializer.extend(
-                numpy_helper.from_array(a, n) for n, a in parts.items()
-            )
-            done[name] = helper.make_node(
-                "DequantizeLinear",
-                list(parts),
-                [f"{name}_float"],
-                f"{name}_dequantize",
-                axis=axis,
-            )
-            graph.initializer.remove(constants[name])
-        node.input[1] = f"{name}_float"
-    for position, node in enumerate(done.values()):
-        graph.node.insert(position, node)
-    return len(done)
-
-
-def _output_axis(node, kernel):
-    if node.op_type == "Conv":
-        return 0
-    transposed = any(a.name == "transB" and a.i for a in node.attribute)
-    return kernel.ndim - 2 if transposed else kernel.ndim - 1
-
-
-def _on_grid(kernel, axis, name):
-    others = tuple(a for a in range(kernel.ndim) if a != axis)
-    scale = np.abs(kernel).max(axis=others) / _WEIGHT_LIMIT
-    scale[scale == 0] = 1.0
-    shape = [1] * kernel.ndim
-    shape[axis] = -1
-    steps = kernel / scale.reshape(shape)
-    integers = np.round(steps)
-    if np.abs(steps - integers).max() > 0.01:
-        raise ValueError(f"The kernel {name!r} does not lie on a grid of 255 values.")
-    return integers.astype(np.int8), scale.astype(np.float32)
 
 
 def _check_and_save(converted, path):
@@ -240,30 +186,17 @@ def _check_differences(model, path, quantized, exact, difference, mean):
             )
 
 
-def _difference(path, model, *, fused=True):
+def _difference(path, model, inputs, *, fused=True):
     """Differences from Keras: largest over largest output, and mean over mean.
 
     Args:
         path: Path of the file.
         model: The Keras model.
-        fused: Whether the runtime may compute several operations by kernels of its own;
-            else each as the file says.
+        inputs: List of arrays.
+        fused: As of `ONNXRunner`.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if not fused:
-        level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.graph_optimization_level = level
-    session = onnxruntime.InferenceSession(
-        os.fspath(path), options, providers=["CPUExecutionProvider"]
-    )
-    rng = np.random.default_rng(0)
-    inputs = [_random(t, model, rng) for t in symbolic_inputs(model)]
-    feeds = {i.name: a for i, a in zip(session.get_inputs(), inputs, strict=True)}
     expected = keras.tree.flatten(flat_call(model)(*inputs))
-    found = session.run(None, feeds)
+    found = ONNXRunner(path, fused=fused).predict(inputs)
     pairs = [
         (np.abs(f - np.asarray(e)), np.abs(e))
         for f, e in zip(found, expected, strict=True)
@@ -274,9 +207,14 @@ def _difference(path, model, *, fused=True):
     ]
 
 
-def _random(tensor, model, rng):
+def _examples(model, count):
+    rng = np.random.default_rng(0)
+    return [_random(t, model, count, rng) for t in symbolic_inputs(model)]
+
+
+def _random(tensor, model, count, rng):
     """Random examples for an input, over the range it is quantized to if it is."""
-    shape = (_CHECKED_EXAMPLES, *(size or 8 for size in tensor.shape[1:]))
+    shape = (count, *(size or 8 for size in tensor.shape[1:]))
     readers = Graph(model).consumers(tensor) if functional(model) is not None else []
     for call in readers:
         if isinstance(call.operation, ConstantFakeQuant):

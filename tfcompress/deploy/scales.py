@@ -13,7 +13,7 @@ Example:
 
 import numpy as np
 
-from tfcompress.deploy.tflite_file import schema
+from tfcompress.deploy.tflite_file import parsed, schema, serialized
 
 # At most 1/4096 off the product. TFLite's own check of a bias scale
 # tolerates 1/50 of a step of the output.
@@ -31,19 +31,15 @@ def round_bias_scales(content):
     Returns:
         Bytes of a file that computes exactly the same.
     """
-    import flatbuffers
-
     formats = schema()
     types = (formats.TensorType.INT32, formats.TensorType.INT64)
-    model = formats.ModelT.InitFromPackedBuf(content, 0)
+    model = parsed(content)
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             scale = getattr(tensor.quantization, "scale", None)
             if tensor.type in types and scale is not None:
                 tensor.quantization.scale = _round(scale)
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return serialized(model, len(content))
 
 
 def _round(values):

@@ -14,18 +14,24 @@ from dataclasses import dataclass, field
 import keras
 
 from tfcompress.checks import check_model
-from tfcompress.deploy import edgetpu_form, int16x8
-from tfcompress.deploy.converter import (
-    IO_TYPES,
-    calibrate_and_convert,
-    convert,
-    examples,
-)
+from tfcompress.deploy import edgetpu_form
+from tfcompress.deploy.apart import FileCrashError, FileRunError, check_prepares
+from tfcompress.deploy.converter import calibrate_and_convert, convert, examples
 from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
 from tfcompress.deploy.integers import integer_file
 from tfcompress.deploy.low_bits import StoredWeights
+from tfcompress.deploy.metadata import with_metadata
 from tfcompress.deploy.scales import round_bias_scales
+from tfcompress.deploy.signatures import input_names, output_names, with_signature
 from tfcompress.deploy.tflite_file import FLOAT_TYPES, read_tflite
+from tfcompress.deploy.tflite_kinds import (
+    FLOAT_KINDS,
+    IO,
+    KINDS,
+    SPARSE_KINDS,
+    check_kind,
+    float_settings,
+)
 from tfcompress.graph import (
     Graph,
     find_layers,
@@ -40,15 +46,11 @@ from tfcompress.passes.quantize import quantize_aware
 from tfcompress.passes.strip import strip
 from tfcompress.selection import matches
 
-# Kind -> types that inputs and outputs may have, the default first.
-_IO = {
-    "float32": ("float32",),
-    "int8": tuple(IO_TYPES),
-    "int16x8": tuple(int16x8.IO_TYPES),
-}
-KINDS = tuple(_IO)
 TARGETS = ("edgetpu",)
+# Kinds that the converter cannot calibrate -> preset of `quantize_aware`.
+_PRESETS = {"int4": "int4_weights", "int16x8": "int16x8"}
 
+_RUN_SUBGRAPHS = ("WHILE", "IF", "STABLEHLO_WHILE", "CALL_ONCE")
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 _BITS = {"FLOAT32": 32, "FLOAT16": 16, "INT16": 16, "INT8": 8, "INT4": 4}
 
@@ -104,8 +106,10 @@ def export_tflite(
     calibration_data=None,
     batch_size=1,
     pack="dense",
+    sparse=False,
     allow_float=(),
     target=None,
+    metadata=None,
 ):
     """Converts a model to TFLite, reads the file back and checks it.
 
@@ -114,32 +118,45 @@ def export_tflite(
             quantization-aware model exports with the ranges and the weights' grids that
             it learned; of a distiller the student is exported.
         path: Path of the `.tflite` file. It is replaced only once the new one is good.
-        kind: `"float32"`; `"int8"` for a file of integers only; `"int16x8"` for one
-            with activations of 16 bits and weights of 8 or less.
+        kind: `"float32"`; `"float16"` for weights of half the bytes, which a CPU
+            widens when it loads them; `"dynamic_range"` for weights of int8 and
+            activations in float, of convolutions and dense layers with 1,024 weights
+            and more; `"int8"` for a file of integers only; `"int4"` for one with
+            weights of 4 bits; `"int16x8"` for one with activations of 16 bits and
+            weights of 8 or less.
         io: Type of inputs and outputs of an integer file: `"int8"`, `"uint8"` (not of
             an `"int16x8"` file, which has `"int16"`) or `"float32"` (then operations at
             the border convert, and `fully_integer` is about everything between them).
             `None` is the integer type of the kind. Inputs of integers, such as indices
-            of words, stay as they are.
+            of words, stay as they are. Of other kinds it is `"float32"`.
         calibration_data: For an integer file of a plain model: examples (as
             `quantize_aware` takes them) from which activation ranges are taken. A model
-            with recurrent layers, or for `"int16x8"`, is passed through
+            with recurrent layers, or for `"int16x8"` or `"int4"`, is passed through
             `quantize_aware` with them; of others the converter takes the ranges.
-        batch_size: Batch size of the file; `None` leaves it open.
+        batch_size: Batch size of the file; `None` leaves it open: it runs one example
+            at a time until `interpreter.resize_tensor_input` says otherwise.
         pack: Whether weights of 4 bits or less are stored two a byte: `"dense"` those
             of dense layers, `True` those of convolutions as well, which LiteRT computes
             several times slower so on a CPU, `False` none. It changes no value.
+        sparse: Whether kernels with many zeros are stored in TFLite's sparse format,
+            in a `"float32"` or `"float16"` file. It pays where the file lies on a disk
+            uncompressed; it does not run faster, for the CPU expands the kernels.
         allow_float: Regular expressions of TFLite operators (`"CUMSUM"`) that may have
-            float tensors in an integer file. What converts to and from them may, too. A
-            layer that `quantize_aware` left float is so in the file only where TFLite
-            has no integers for it or none around it: a single dense layer between
-            quantized ones is computed in integers, with weights rounded to 8 bits.
+            float tensors in an integer file. What converts to and from them may, too.
+            Convolutions and dense layers that `quantize_aware` left float are so in the
+            file if anything may be; else they are computed in integers where TFLite has
+            some for them, with weights rounded to 8 bits.
         target: `"edgetpu"` for an `"int8"` file of operator versions that the Edge TPU
             compiler of 2021 reads, with the same results: dense layers on several
             positions or with a scale for each unit become 1x1 convolutions, grouped
             convolutions one for each group, nearest upsampling one operation. Inputs
             and outputs are `"int8"` or `"uint8"`, the batch size is 1. Dense layers of
             a plain model get one scale each.
+        metadata: `tfc.Metadata` to put into the file: labels, normalization, author.
+
+    The signature `"serving_default"` has the model's own names: keys of a dict of
+    inputs or outputs, or else names of input layers and of the layers that compute the
+    outputs. The file has them in the order of `model.inputs` and `model.outputs`.
 
     Returns:
         A `TFLiteExport`.
@@ -147,8 +164,9 @@ def export_tflite(
     Raises:
         TypeError: If `model` is no Keras 3 model.
         ValueError: If an argument is out of place, calibration data are missing or do
-            not fit, a weight cannot be stored, the converter refuses the model, or the
-            compiler of `target` would refuse the file.
+            not fit, a weight cannot be stored, the converter refuses the model, the
+            runtime or the compiler of `target` the file, or its weights are not of the
+            kind.
         NotFullyIntegerError: If a float operation remains in an integer file that is
             not in `allow_float`; names it.
         OSError: If the file cannot be written.
@@ -160,55 +178,86 @@ def export_tflite(
     if edgetpu:
         edgetpu_form.check_settings(kind, io, batch_size)
         pack = False
+    _check_sparse(sparse, kind)
     check_writable(path)
     if isinstance(model, Distiller):
         model = model.student
     symbolic_inputs(model)
-    stored = StoredWeights()
-    if kind == "float32":
-        if calibration_data is not None:
-            raise ValueError(
-                "A float32 file needs no `calibration_data`. For a file of integers "
-                "pass kind='int8'."
-            )
-        content = convert(_plain(model), batch_size, lambda converter: None)
-    else:
-        if edgetpu:
-            model = edgetpu_form.mappable_layers(model)
-        model, calibration = _with_ranges(model, kind, calibration_data)
-        if calibration is not None:
-            content = calibrate_and_convert(
-                model, batch_size, io, calibration, one_scale_dense=edgetpu
-            )
-        else:
-            content, stored = integer_file(
-                model, kind=kind, io=io, batch_size=batch_size, pack=pack
-            )
-        content = round_bias_scales(content)
-    if edgetpu:
-        content = edgetpu_form.edgetpu_form(content)
+    names = input_names(model), output_names(model)
+    content, stored = _converted(
+        *(model, kind, io, calibration_data, batch_size, pack, sparse),
+        keep_float=bool(allow_float),
+        edgetpu=edgetpu,
+    )
+    content = with_signature(content, *names)
+    if metadata is not None:
+        content = with_metadata(content, metadata)
     with written_atomically(path) as temporary:
         temporary.write_bytes(content)
         file = read_tflite(temporary)
         floats = [op for op in file.float_operations() if not _at_border(op, file, io)]
-        if kind != "float32":
-            _check_float(floats, path, allow_float)
+        if kind not in FLOAT_KINDS:
+            _check_float(floats, file, path, allow_float)
+        check_kind(file, kind, stored=stored, sparse=sparse)
+        _check_prepares(temporary, path)
         if edgetpu:
             edgetpu_form.check_accepted(file)
         result = _describe(file, floats, content, path, stored)
     return result
 
 
+def _converted(model, kind, io, data, batch_size, pack, sparse, *, keep_float, edgetpu):
+    """Bytes of the file, and `StoredWeights`."""
+    if kind in FLOAT_KINDS:
+        if data is not None:
+            raise ValueError(
+                f"A {kind} file needs no `calibration_data`. For a file of integers "
+                "pass kind='int8'."
+            )
+        settings = float_settings(kind, sparse=sparse)
+        return convert(_plain(model), batch_size, settings), StoredWeights()
+    if edgetpu:
+        model = edgetpu_form.mappable_layers(model)
+    model, calibration = _with_ranges(model, kind, data)
+    stored = StoredWeights()
+    if calibration is not None:
+        content = calibrate_and_convert(
+            model, batch_size, io, calibration, one_scale_dense=edgetpu
+        )
+    else:
+        bits = "int16x8" if kind == "int16x8" else "int8"
+        content, stored = integer_file(
+            model,
+            kind=bits,
+            io=io,
+            batch_size=batch_size,
+            pack=pack,
+            keep_float=keep_float,
+        )
+    content = round_bias_scales(content)
+    return edgetpu_form.edgetpu_form(content) if edgetpu else content, stored
+
+
+def _check_prepares(temporary, path):
+    """Raises unless the runtime can set the file up."""
+    try:
+        check_prepares(temporary)
+    except (FileCrashError, FileRunError) as err:
+        reason = str(err).partition(": ")[2] or str(err)
+        raise ValueError(
+            f"LiteRT cannot run the converted file: {reason}. Nothing was written to "
+            f"{os.fspath(path)!r}. Export another kind."
+        ) from err
+
+
 def _checked_io(kind, io):
     if kind not in KINDS:
         raise ValueError(f"`kind` must be one of {KINDS}. Received: kind={kind!r}")
     if io is None:
-        return _IO[kind][0]
-    # Of a float file the inputs and outputs are float, whatever an integer one has.
-    allowed = _IO["int8"] if kind == "float32" else _IO[kind]
-    if io not in allowed:
+        return IO[kind][0]
+    if io not in IO[kind]:
         raise ValueError(
-            f"`io` of kind={kind!r} must be one of {allowed}. Received: io={io!r}"
+            f"`io` of kind={kind!r} must be one of {IO[kind]}. Received: io={io!r}"
         )
     return io
 
@@ -219,6 +268,17 @@ def _is_edgetpu(target):
             f"`target` must be one of {TARGETS} or None. Received: target={target!r}"
         )
     return target == "edgetpu"
+
+
+def _check_sparse(sparse, kind):
+    if sparse not in (True, False):
+        raise ValueError(f"`sparse` must be True or False. Received: sparse={sparse!r}")
+    if sparse and kind not in SPARSE_KINDS:
+        raise ValueError(
+            f"LiteRT runs the sparse format of the kinds {SPARSE_KINDS} only. "
+            f"Received: kind={kind!r}. Zeros of other kinds shrink where the file is "
+            "compressed."
+        )
 
 
 def _check_pack(pack):
@@ -242,11 +302,11 @@ def _with_ranges(model, kind, data):
         raise ValueError(
             f"An {kind} file of a plain model needs `calibration_data`: 100 to 500 "
             "examples like those it will see. Or train with "
-            f"tfc.quantize_aware(model, {kind!r}) first."
+            f"tfc.quantize_aware(model, {_PRESETS.get(kind, kind)!r}) first."
         )
     # The converter crashes on their loops; `quantize_aware` unrolls them.
-    if kind == "int16x8" or find_layers(model, keras.layers.RNN):
-        return _quantized(model, kind, data), None
+    if kind in _PRESETS or find_layers(model, keras.layers.RNN):
+        return _quantized(model, _PRESETS.get(kind, kind), data), None
     plain = _plain(model)
     return plain, examples(plain, data)
 
@@ -289,9 +349,8 @@ def _weights(file, stored):
     """`StoredWeights` of all kernels, of which `stored` tells those of other grids."""
     bits = collections.Counter(
         _BITS[tensor.dtype]
-        for tensor in file.used_tensors()
-        if tensor.constant
-        and len(tensor.shape) > 1
+        for tensor in file.constants()
+        if len(tensor.shape) > 1
         and tensor.dtype in _BITS
         and (tensor.scale is not None or tensor.dtype in FLOAT_TYPES)
     )
@@ -305,7 +364,7 @@ def _weights(file, stored):
 
 def _at_border(operation, file, io):
     """Whether it only converts a float input or output of the file."""
-    if io != "float32":
+    if io != "float32" or not _in_main(operation, file):
         return False
     inputs, outputs = {t.index for t in file.inputs}, {t.index for t in file.outputs}
     if operation.operator == "QUANTIZE":
@@ -313,12 +372,29 @@ def _at_border(operation, file, io):
     return operation.operator == "DEQUANTIZE" and operation.outputs[0].index in outputs
 
 
-def _check_float(floats, path, patterns):
+def _in_main(operation, file):
+    """Whether it is of the main subgraph, not of one that an operation runs."""
+    return any(operation is other for other in file.operations)
+
+
+def _check_float(floats, file, path, patterns):
     """Raises unless the float operations of an integer file are allowed ones."""
     allowed = [op for op in floats if any(matches(p, op.operator) for p in patterns)]
-    islands = {t.index for op in allowed for t in (*op.inputs, *op.outputs) if t}
+    # Who allows a loop allows what it runs.
+    if any(op.operator in _RUN_SUBGRAPHS for op in allowed):
+        floats = [op for op in floats if _in_main(op, file)]
+    islands = {
+        t.index
+        for op in allowed
+        if _in_main(op, file)
+        for t in (*op.inputs, *op.outputs)
+        if t
+    }
     left = [
-        op.operator for op in floats if op not in allowed and not _leads_to(op, islands)
+        op.operator
+        for op in floats
+        if not any(op is other for other in allowed)
+        and not (_in_main(op, file) and _leads_to(op, islands))
     ]
     if left:
         names = list(dict.fromkeys(left))

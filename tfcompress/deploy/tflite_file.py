@@ -11,6 +11,8 @@ Example:
 """
 
 import collections
+import contextlib
+import dataclasses
 import functools
 import math
 import os
@@ -19,6 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from tfcompress.deploy.apart import FileCrashError, FileRunError, check_loads
+from tfcompress.deploy.sparse import densified
 
 _NUMPY_TYPES = {
     "FLOAT32": np.float32,
@@ -52,6 +57,7 @@ class Tensor:
         quantized_axis: Axis that `scale` runs along, where it has several values.
         dynamic: Whether a dimension is only known at run time.
         buffer: The bytes of a constant, `None` for what is computed.
+        sparsity: How a sparse constant is stored, or `None`.
     """
 
     index: int
@@ -63,6 +69,7 @@ class Tensor:
     quantized_axis: int = 0
     dynamic: bool = False
     buffer: Any = field(default=None, repr=False)
+    sparsity: Any = field(default=None, repr=False)
 
     @property
     def constant(self):
@@ -80,20 +87,31 @@ class Tensor:
         4-bit integers come as int8, or uint8, one a number.
 
         Raises:
-            ValueError: If the constant is packed or compressed in a form this reader
-                does not unpack (2-bit integers, sparse tensors).
+            ValueError: If the constant is damaged, or packed in a form this reader
+                does not unpack (2-bit integers).
         """
         if self.buffer is None:
             return None
+        if self.sparsity is not None:
+            return self._densified()
         if self.dtype in _FOUR_BITS and len(self.buffer) == (self.size + 1) // 2:
             return unpack_int4(self.buffer, self.shape, signed=self.dtype == "INT4")
         dtype = _NUMPY_TYPES.get(self.dtype)
         if dtype is None or len(self.buffer) != self.size * np.dtype(dtype).itemsize:
             raise ValueError(
                 f"Cannot read the constant {self.name!r}: {len(self.buffer)} bytes for "
-                f"{self.dtype} of shape {self.shape} (packed or sparse)."
+                f"{self.dtype} of shape {self.shape} (packed or damaged)."
             )
         return np.frombuffer(self.buffer, dtype).reshape(self.shape)
+
+    def _densified(self):
+        try:
+            values = np.frombuffer(self.buffer, _NUMPY_TYPES[self.dtype])
+            return densified(values, self.shape, self.sparsity)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as err:
+            raise ValueError(
+                f"Cannot read the sparse constant {self.name!r} of {self.dtype}: {err}"
+            ) from err
 
 
 @dataclass(frozen=True)
@@ -121,7 +139,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class TFLiteFile:
-    """What a `.tflite` file holds: the main subgraph, and the number of all."""
+    """What a `.tflite` file holds.
+
+    Operations, tensors, inputs and outputs are those of the main subgraph; `bodies` has
+    the others, which operations such as `WHILE` run, in the same form. Counts are of
+    all of them.
+    """
 
     path: str
     bytes: int
@@ -130,14 +153,26 @@ class TFLiteFile:
     inputs: tuple
     outputs: tuple
     subgraph_count: int
+    bodies: tuple = field(default=(), repr=False)
+
+    @property
+    def graphs(self):
+        """The main subgraph and its bodies."""
+        return (self, *self.bodies)
 
     def operator_counts(self):
         """Dict from operator to how often it occurs, most frequent first."""
-        counts = collections.Counter(op.operator for op in self.operations)
+        counts = collections.Counter(
+            op.operator for graph in self.graphs for op in graph.operations
+        )
         return dict(counts.most_common())
 
+    def constants(self):
+        """The constants that an operation of any subgraph reads."""
+        return [t for g in self.graphs for t in g.used_tensors() if t.constant]
+
     def used_tensors(self):
-        """The tensors that are an input or output of an operation or of the file."""
+        """The tensors of the main subgraph that an operation reads or writes."""
         used = {t.index: t for t in (*self.inputs, *self.outputs)}
         for op in self.operations:
             used.update((t.index, t) for t in (*op.inputs, *op.outputs) if t)
@@ -145,14 +180,17 @@ class TFLiteFile:
 
     def tensor_types(self):
         """Dict from type to number of tensors, of those an operation uses."""
-        counts = collections.Counter(t.dtype for t in self.used_tensors())
+        counts = collections.Counter(
+            t.dtype for graph in self.graphs for t in graph.used_tensors()
+        )
         return dict(counts.most_common())
 
     def float_operations(self):
         """The operations that read or write a float tensor."""
         return [
             op
-            for op in self.operations
+            for graph in self.graphs
+            for op in graph.operations
             if any(t and t.dtype in FLOAT_TYPES for t in (*op.inputs, *op.outputs))
         ]
 
@@ -176,10 +214,27 @@ def read_tflite(path):
     content = path.read_bytes()
     _verify(content, path)
     formats = schema()
-    try:
+    with damage_named(path):
         model = formats.ModelT.InitFromPackedBuf(content, 0)
+        _check_buffers(model, len(content))
         return _parse(model, formats, os.fspath(path), len(content))
+
+
+@contextlib.contextmanager
+def damage_named(path):
+    """Turns errors met in the content of a file into one that names it.
+
+    The bytes of a flatbuffer may be sound and still say what makes no sense: tensors
+    that are not there, constants shorter than their shape.
+
+    Raises:
+        ValueError: If the body raised an error, unless that names the file already.
+    """
+    try:
+        yield
     except Exception as err:
+        if isinstance(err, (OSError, ValueError)) and os.fspath(path) in str(err):
+            raise
         raise ValueError(
             f"Cannot read {os.fspath(path)!r}: the bytes are a TFLite flatbuffer, but "
             f"their content is damaged ({type(err).__name__}: {err})."
@@ -192,18 +247,22 @@ def _verify(content, path):
             f"Not a TFLite model: {os.fspath(path)!r} ({len(content)} bytes) lacks the "
             "identifier 'TFL3'. Write one with tfc.export_tflite(model, path)."
         )
-    from ai_edge_litert.interpreter import Interpreter
-
     try:
-        Interpreter(model_content=content)
-    except (ValueError, RuntimeError) as err:
+        check_loads(path)
+    except FileRunError as err:
         # Anything else, such as an operator this runtime lacks, is for the reader of
         # the file to judge, not for us.
         if "Flatbuffer" in str(err):
-            raise ValueError(
-                f"Damaged TFLite model: {os.fspath(path)!r} ({len(content)} bytes) is "
-                "truncated or was altered. Export or copy it again."
-            ) from err
+            raise ValueError(_damaged(content, path)) from err
+    except FileCrashError as err:
+        raise ValueError(_damaged(content, path)) from err
+
+
+def _damaged(content, path):
+    return (
+        f"Damaged TFLite model: {os.fspath(path)!r} ({len(content)} bytes) is "
+        "truncated or was altered. Export or copy it again."
+    )
 
 
 def pack_int4(integers):
@@ -251,10 +310,50 @@ def _names(enum):
     return {v: k for k, v in vars(enum).items() if isinstance(v, int)}
 
 
+def parsed(content):
+    """The file as the schema's own objects, which may be changed."""
+    return schema().ModelT.InitFromPackedBuf(content, 0)
+
+
+def serialized(model, size=1024):
+    """Bytes of a file from what `parsed` returned.
+
+    Args:
+        model: The `ModelT`.
+        size: How large it may be, to begin with.
+    """
+    import flatbuffers
+
+    builder = flatbuffers.Builder(size)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _check_buffers(model, size):
+    """Raises if vectors overlap, as only a hostile file's do: they would be copied."""
+    vectors = [b.data for b in model.buffers]
+    for graph in model.subgraphs:
+        vectors += [t.shape for t in graph.tensors]
+        vectors += [v for op in graph.operators or () for v in (op.inputs, op.outputs)]
+    total = sum(len(vector) for vector in vectors if vector is not None)
+    if total > size:
+        raise ValueError(f"vectors of {total} numbers in {size} bytes")
+
+
 def _parse(model, formats, path, size):
-    graph = model.subgraphs[0]
+    buffers = [
+        bytes(b.data) if b.data is not None and len(b.data) else None
+        for b in model.buffers
+    ]
+    main, *bodies = (
+        _graph(model, graph, formats, buffers, path, size) for graph in model.subgraphs
+    )
+    return dataclasses.replace(main, bodies=tuple(bodies))
+
+
+def _graph(model, graph, formats, buffers, path, size):
     tensors = tuple(
-        _tensor(index, t, model, formats) for index, t in enumerate(graph.tensors)
+        _tensor(index, t, buffers, formats) for index, t in enumerate(graph.tensors)
     )
     return TFLiteFile(
         path=path,
@@ -264,18 +363,17 @@ def _parse(model, formats, path, size):
             for index, op in enumerate(graph.operators or ())
         ),
         tensors=tensors,
-        inputs=tuple(tensors[i] for i in graph.inputs),
-        outputs=tuple(tensors[i] for i in graph.outputs),
+        inputs=tuple(tensors[i] for i in _ints(graph.inputs)),
+        outputs=tuple(tensors[i] for i in _ints(graph.outputs)),
         subgraph_count=len(model.subgraphs),
     )
 
 
-def _tensor(index, tensor, model, formats):
+def _tensor(index, tensor, buffers, formats):
     quantization = tensor.quantization
     scale = getattr(quantization, "scale", None)
     quantized = scale is not None and len(scale) > 0
     signature = tensor.shapeSignature
-    data = model.buffers[tensor.buffer].data
     return Tensor(
         index=index,
         name=(tensor.name or b"").decode(errors="replace"),
@@ -285,7 +383,8 @@ def _tensor(index, tensor, model, formats):
         zero_point=np.asarray(quantization.zeroPoint) if quantized else None,
         quantized_axis=quantization.quantizedDimension if quantized else 0,
         dynamic=signature is not None and any(d < 0 for d in signature),
-        buffer=bytes(data) if data is not None and len(data) else None,
+        buffer=buffers[tensor.buffer],
+        sparsity=tensor.sparsity,
     )
 
 

@@ -11,6 +11,9 @@ from tfcompress.graph.rewrite import freeze_alike as freeze_alike
 from tfcompress.graph.rewrite import rewrite as rewrite
 from tfcompress.graph.rewrite import unchanged as unchanged
 from tfcompress.graph.substitution import substituted as substituted
+from tfcompress.graph.taps import layer_shapes as layer_shapes
+from tfcompress.graph.taps import one_tensor as one_tensor
+from tfcompress.graph.taps import recorded as recorded
 from tfcompress.graph.view import Graph as Graph
 from tfcompress.graph.view import activation_name as activation_name
 from tfcompress.graph.view import calls_between as calls_between
@@ -21,3 +24,4 @@ from tfcompress.graph.view import inputs_struct as inputs_struct
 from tfcompress.graph.view import symbolic_inputs as symbolic_inputs
 from tfcompress.graph.weights import find_layers as find_layers
 from tfcompress.graph.weights import kernels as kernels
+from tfcompress.graph.weights import layer_paths as layer_paths

@@ -42,6 +42,10 @@ def kernels(model):
     left = {id(v) for v in model.trainable_variables}
     found = {}
     for path, layer in _walk(model, ""):
+        # What a distiller trains beside its student is no part of what comes out.
+        if getattr(layer, "auxiliary", False):
+            left -= {id(v) for v in layer.variables}
+            continue
         inner = {id(v) for sub in _children(layer) for v in sub.variables}
         for variable in layer.trainable_variables:
             if id(variable) in inner or id(variable) not in left:
@@ -49,6 +53,24 @@ def kernels(model):
             left.remove(id(variable))
             if _is_kernel(variable, layer):
                 found[_unique(f"{path}{variable.name}", found)] = variable
+    return found
+
+
+def layer_paths(model):
+    """The layers inside a model by path, nested models' too.
+
+    Args:
+        model: Any built `keras.Model`.
+
+    Returns:
+        Dict from path (`"encoder/block3"`) to layer, in order of definition. A layer
+        that is shared appears once.
+    """
+    found, seen = {}, {id(model)}
+    for path, layer in _walk(model, ""):
+        if id(layer) not in seen:
+            seen.add(id(layer))
+            found[_unique(path.rstrip("/"), found)] = layer
     return found
 
 

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from tfcompress.graph import substituted
+from tfcompress.layers.transforms import QuantizeWeight
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -40,6 +41,7 @@ class TransformWeights(keras.layers.Wrapper):
     def __init__(self, layer, transforms, **kwargs):
         kwargs.setdefault("name", layer.name)
         super().__init__(layer, **kwargs)
+        self.supports_masking = layer.supports_masking
         if not layer.built:
             raise ValueError(
                 f"Layer {layer.name!r} is not built, so it has no weights to transform "
@@ -68,6 +70,12 @@ class TransformWeights(keras.layers.Wrapper):
             )
             for key, value in initial.items()
         }
+
+    @property
+    def rounds(self):
+        """Whether a weight is rounded to an integer grid."""
+        chains = self.transforms.values()
+        return any(isinstance(t, QuantizeWeight) for chain in chains for t in chain)
 
     def _effective(self):
         """Pairs of latent variable and effective tensor, in the order of the names."""
@@ -112,6 +120,9 @@ class TransformWeights(keras.layers.Wrapper):
     def compute_output_shape(self, *args, **kwargs):
         return self.layer.compute_output_shape(*args, **kwargs)
 
+    def compute_mask(self, inputs, previous_mask=None):
+        return self.layer.compute_mask(inputs, previous_mask)
+
     def get_config(self):
         return {
             **super().get_config(),
@@ -141,8 +152,8 @@ def find_weight(layer, name):
 
     Args:
         layer: Built Keras layer.
-        name: Name (`"kernel"`), or the end of the path where several weights have the
-            name (`"query/kernel"`).
+        name: Name (`"kernel"`), or where several weights have the name the end of the
+            path (`"query/kernel"`) or the number among them (`"kernel:1"`).
 
     Returns:
         The `keras.Variable`.
@@ -150,7 +161,11 @@ def find_weight(layer, name):
     Raises:
         ValueError: If no weight has the name, or several have.
     """
-    found = [v for v in layer.weights if f"/{v.path}".endswith(f"/{name}")]
+    plain, _, number = name.rpartition(":")
+    if number.isdigit():
+        found = [v for v in layer.weights if v.name == plain][int(number) :][:1]
+    else:
+        found = [v for v in layer.weights if f"/{v.path}".endswith(f"/{name}")]
     if len(found) != 1:
         # Alone, names say which there are; where they repeat, paths tell them apart.
         names = sorted(v.path if found else v.name for v in layer.weights)
@@ -159,6 +174,33 @@ def find_weight(layer, name):
             f"weights {names}. Where several have the name, use the end of the path."
         )
     return found[0]
+
+
+def name_of_weight(layer, position, *, like):
+    """The name by which `find_weight` finds a weight, in copies of the layer too.
+
+    Args:
+        layer: Built Keras layer.
+        position: Position of the weight in `layer.weights`.
+        like: A copy of `layer`. Keras numbers layers that were given no name, so that
+            their paths may be others there.
+
+    Returns:
+        Its name; the end of its path if several have that; their number if paths
+        differ in the copy.
+    """
+    variable = layer.weights[position]
+    parts = variable.path.split("/")
+    for length in range(1, len(parts) + 1):
+        name = "/".join(parts[-length:])
+        found = [
+            [i for i, v in enumerate(one.weights) if f"/{v.path}".endswith(f"/{name}")]
+            for one in (layer, like)
+        ]
+        if found == [[position]] * 2:
+            return name
+    same = [i for i, v in enumerate(layer.weights) if v.name == variable.name]
+    return f"{variable.name}:{same.index(position)}"
 
 
 def _exactly(value):

@@ -17,7 +17,7 @@ from tfcompress.legacy.build import build
 from tfcompress.legacy.read import described, keras_version, read_h5
 
 
-def load_model(path, *, custom_objects=None):
+def load_model(path, *, custom_objects=None, compile=False):
     """Loads a `.keras` or `.h5` file as a Keras 3 model, whichever version wrote it.
 
     Files of Keras 3 are loaded by `keras.models.load_model`, safe mode on. Those of
@@ -30,9 +30,11 @@ def load_model(path, *, custom_objects=None):
         path: Path of a `.keras` or `.h5` file, or of a folder with a SavedModel that
             Keras 2 wrote. The last, and a `.keras` file of Keras 2, need `tf_keras`.
         custom_objects: Dict from class names in the file to classes of Keras 3.
+        compile: Whether the model gets the optimizer, loss and metrics that Keras 3
+            saved with it. One of Keras 2 never does: compile it again.
 
     Returns:
-        A `keras.Model`, not compiled.
+        A `keras.Model`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -44,7 +46,7 @@ def load_model(path, *, custom_objects=None):
         return build(description, custom_objects).model
     try:
         return keras.models.load_model(
-            path, custom_objects=custom_objects, compile=False
+            path, custom_objects=custom_objects, compile=compile
         )
     except Exception as err:
         reason = " ".join(str(err).split())[:300] or type(err).__name__

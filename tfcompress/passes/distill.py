@@ -1,8 +1,8 @@
-"""Distillation: a student that learns from a teacher inside its own `fit`.
+"""Distillation: a student that learns from teachers inside its own `fit`.
 
 Example:
     ```python
-    student = tfc.distill(small, teacher=model, temperature=4, alpha=0.1)
+    student = Distiller(small, [model], terms=[SoftLabels(4.0)], alpha=0.1)
     student.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     student.fit(x, y)
     small = student.student
@@ -10,246 +10,329 @@ Example:
 """
 
 import keras
+import tensorflow as tf
 from keras import ops
 
-from tfcompress.checks import check_model
-from tfcompress.graph import Graph, activation_name, functional
-from tfcompress.numerics.distillation import soft_labels
+from tfcompress.graph import layer_shapes, one_tensor, recorded
+from tfcompress.passes.distillation.fingerprint import fingerprint
+from tfcompress.passes.distillation.pairing import Pairing
+from tfcompress.passes.distillation.scheduled import (
+    check_setting,
+    config_of,
+    from_config,
+    is_always,
+    value_at,
+)
+from tfcompress.passes.distillation.term import Signals, copies
 
-_KINDS = ("auto", "logits", "probabilities")
-
-
-def distill(
-    student,
-    teacher,
-    *,
-    temperature=4.0,
-    alpha=0.1,
-    student_outputs="auto",
-    teacher_outputs="auto",
-):
-    """Wraps a student so that `fit` teaches it the teacher's soft labels as well.
-
-    The loss of a training step is `alpha * hard + (1 - alpha) * soft` plus the
-    student's regularizers: `hard` is the loss given to `compile`, `soft` is `T**2`
-    times the Kullback-Leibler divergence from the teacher's class probabilities at
-    temperature T. The student runs once a step. The loss of `evaluate` is the
-    student's own, with `distillation_loss` beside it; `predict` is the student's.
-
-    Args:
-        student: Built `keras.Model` with one output `(batch, ..., classes)`, a model
-            that `quantize_aware` returned included. It is trained in place.
-        teacher: Built `keras.Model` with an output of the same shape. Not changed.
-        temperature: T, above 0; higher shows more of the wrong classes.
-        alpha: Weight of the hard loss, in [0, 1].
-        student_outputs: `"logits"`, `"probabilities"` (after softmax), or `"auto"` to
-            read it from the last layer.
-        teacher_outputs: The same of the teacher.
-
-    Returns:
-        A `Distiller`, a `keras.Model` whose `student` is the model you passed.
-
-    Raises:
-        TypeError: If student or teacher is no Keras 3 model.
-        ValueError: If the outputs differ in shape, a setting is out of range, or it
-            cannot be told whether outputs are logits.
-
-    Reference:
-        Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
-        arXiv:1503.02531
-    """
-    check_model(student, argument="student")
-    check_model(teacher, argument="teacher")
-    if temperature <= 0:
-        raise ValueError(f"`temperature` must be above 0. Received: {temperature}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"`alpha` must be in [0, 1]. Received: alpha={alpha}")
-    _check_shapes(student, teacher)
-    return Distiller(
-        student,
-        teacher,
-        temperature=temperature,
-        alpha=alpha,
-        student_outputs=_output_kind(student, student_outputs, "student"),
-        teacher_outputs=_output_kind(teacher, teacher_outputs, "teacher"),
-    )
+# Under which a dataset of `cache_teacher` carries what a teacher said of its inputs.
+CACHED_KEYS = {"inputs", "teacher_outputs"}
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class Distiller(keras.Model):
-    """A student with its teacher, trained by `fit`. Made by `distill`.
+    """A student with its teachers, trained by `fit`. Made by `distill`.
+
+    Args:
+        student: The model that learns.
+        teachers: List of models that it learns from, run for inference only.
+        terms: List of `tfc.distillation.Term`; copies are kept.
+        alpha: Weight of the loss on the labels, a number or a schedule.
+        student_outputs: Kinds of the student's outputs.
+        teacher_outputs: Kinds of the teachers' outputs.
+        teacher_weights: Numbers above 0, one a teacher, or `None`.
+        class_map: Classes of the teacher for each class of the student, or `None`.
 
     Attributes:
         student: The model that learns.
-        teacher: The model it learns from, run for inference only.
+        teachers: The models it learns from.
+        terms: What it is taught with; terms may hold trained projections.
     """
 
     def __init__(
         self,
         student,
-        teacher,
+        teachers,
         *,
-        temperature,
+        terms,
         alpha,
-        student_outputs,
-        teacher_outputs,
+        student_outputs="auto",
+        teacher_outputs="auto",
+        teacher_weights=None,
+        class_map=None,
         **kwargs,
     ):
         kwargs.setdefault("name", f"{student.name}_distilled")
         super().__init__(**kwargs)
         self.student = student
-        self.teacher = teacher
-        self.temperature = temperature
-        self.alpha = alpha
-        self.student_outputs = student_outputs
-        self.teacher_outputs = teacher_outputs
+        self.teachers = list(teachers)
+        self.alpha = check_setting(alpha, "alpha", low=0, high=1)
+        self._settings = {
+            "student_outputs": student_outputs,
+            "teacher_outputs": teacher_outputs,
+            "teacher_weights": teacher_weights,
+            "class_map": class_map,
+        }
+        self.terms = copies(terms)
+        # Not an attribute that Keras would look into: the models in it are above.
+        object.__setattr__(
+            self, "_pairing", Pairing(student, self.teachers, **self._settings)
+        )
+        self._prepare()
         self.distillation_loss = keras.metrics.Mean(name="distillation_loss")
+        self.term_losses = []
+        if len(self.terms) > 1:
+            self.term_losses = [keras.metrics.Mean(name=t.name) for t in self.terms]
         self.built = True
+
+    def _prepare(self):
+        """Finds the layers that terms read, and builds what is trained beside."""
+        mine, theirs = {}, [{} for _ in self.teachers]
+        for term in self.terms:
+            if term.needs_teacher and not self.teachers:
+                raise ValueError(
+                    f"{type(term).__name__} needs a teacher. Received: teacher=None"
+                )
+            term.prepare(self._pairing)
+            mine.update(term.student_layers())
+            for found, layers in zip(theirs, term.teacher_layers(), strict=False):
+                found.update(layers)
+        object.__setattr__(self, "_student_layers", mine)
+        object.__setattr__(self, "_teacher_layers", theirs)
+        own_shapes = _shapes(self.student, mine)
+        their_shapes = [
+            _shapes(t, layers) for t, layers in zip(self.teachers, theirs, strict=True)
+        ]
+        for term in self.terms:
+            term.build_for(own_shapes, their_shapes)
+
+    @property
+    def teacher(self):
+        """The teacher; the list of several; `None` if there is none."""
+        if len(self.teachers) == 1:
+            return self.teachers[0]
+        return self.teachers or None
 
     @property
     def inputs(self):
         """Symbolic inputs of the student, where it has them."""
         return getattr(self.student, "inputs", None)
 
-    # The teacher is part of the model, so that it is saved, but nothing of it learns
-    # or is regularized; its own `trainable` flags stay as the user set them.
+    # The teachers are part of the model, so that they are saved, but nothing of them
+    # learns or is regularized; their own `trainable` flags stay as the user set them.
     @property
     def trainable_variables(self):
-        return self.student.trainable_variables
+        beside = [v for term in self.terms for v in term.trainable_variables]
+        return self.student.trainable_variables + beside
 
     @property
     def trainable_weights(self):
-        return self.student.trainable_weights
+        return self.trainable_variables
 
     @property
     def losses(self):
         return self.student.losses
 
+    def fit(self, x=None, *args, **kwargs):
+        """As of any model; a cached dataset must be of this distiller's teachers."""
+        self._check_cached(x)
+        return super().fit(x, *args, **kwargs)
+
+    def evaluate(self, x=None, *args, **kwargs):
+        """As of any model; a cached dataset must be of this distiller's teachers."""
+        self._check_cached(x)
+        return super().evaluate(x, *args, **kwargs)
+
+    def _check_cached(self, data):
+        spec = getattr(data, "element_spec", None)
+        _, cached = without_cached(spec[0] if isinstance(spec, tuple) else spec)
+        if cached is not None and set(cached) != {fingerprint(self.teachers)}:
+            raise ValueError(
+                "The dataset has the answers of another teacher, or of other weights "
+                "of it. Pass the teachers of this distiller to tfc.cache_teacher, in "
+                "the same order."
+            )
+
     def call(self, inputs, training=False):
-        return self.student(inputs, training=training)
+        inputs, _ = without_cached(inputs)
+        with recorded(self._student_layers) as seen:
+            outputs = self.student(inputs, training=training)
+        # On the tensor, as Keras' masks are: `compute_loss` is handed nothing else.
+        first = keras.tree.flatten(outputs)[0]
+        first._tfcompress_features = seen
+        return outputs
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        teacher = _logits(self.teacher(x, training=False), self.teacher_outputs)
-        student = _logits(y_pred, self.student_outputs)
-        per_example = soft_labels(
-            ops.cast(student, "float32"),
-            ops.cast(ops.stop_gradient(teacher), "float32"),
-            self.temperature,
-        )
-        soft = _mean(per_example, sample_weight)
-        self.distillation_loss.update_state(soft)
-        regularizers = sum(self.losses) if self.losses else 0.0
-        if training and self.alpha == 0:
-            return soft + regularizers  # Needs neither labels nor a loss.
-        hard = super().compute_loss(x, y, y_pred, sample_weight, training)
+        flat = keras.tree.flatten(y_pred)
+        seen = getattr(flat[0], "_tfcompress_features", None)
+        if seen is None and not training:
+            # Keras finds out shapes before the first step; nothing is computed.
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        if not seen and self._student_layers:
+            raise ValueError(
+                "Terms that read layers of the student need its outputs as the "
+                "distiller's own call returned them."
+            )
+        if training:
+            self._check_compiled()
+        soft = self._taught(x, y, flat, seen or {}, sample_weight, training)
+        if is_always(self.alpha, 0) and training:
+            return soft + self._regularizers()  # Needs neither labels nor a loss.
         if not training:
-            return hard
-        # `hard` holds the regularizers already: alpha weighs the label's loss only.
-        return (
-            self.alpha * (hard - regularizers) + regularizers + (1 - self.alpha) * soft
+            if self.loss is None or (y is None and is_always(self.alpha, 0)):
+                return soft
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        # With the regularizers, which alpha shall not weigh.
+        hard = super().compute_loss(x, y, y_pred, sample_weight, training)
+        alpha = value_at(self.alpha, self._step())
+        return alpha * hard + (1 - alpha) * (soft + self._regularizers())
+
+    def _taught(self, x, y, outputs, seen, sample_weight, training):
+        """The weighted sum of the terms, which the logs see too."""
+        inputs, cached = without_cached(x)
+        of_teachers, their_features = self._ask_teachers(inputs, cached)
+        signals = Signals(
+            pairing=self._pairing,
+            student_outputs=outputs,
+            teacher_outputs=of_teachers,
+            student_features={
+                path: one_tensor(found, path) for path, found in seen.items()
+            },
+            teacher_features=their_features,
+            labels=y,
+            sample_weight=sample_weight,
+            step=self._step(),
+            training=training,
         )
+        losses = [term.loss(signals) for term in self.terms]
+        total = sum(
+            term.at("weight", signals) * loss
+            for term, loss in zip(self.terms, losses, strict=True)
+        )
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        # Weighted by examples, as Keras' own: the last batch may be smaller.
+        examples = ops.shape(outputs[0])[0]
+        self.distillation_loss.update_state(total * replicas, sample_weight=examples)
+        for metric, loss in zip(self.term_losses, losses, strict=False):
+            metric.update_state(loss * replicas, sample_weight=examples)
+        return total
+
+    def _ask_teachers(self, inputs, cached):
+        outputs, features = [], []
+        for number, (teacher, layers) in enumerate(
+            zip(self.teachers, self._teacher_layers, strict=True)
+        ):
+            if cached is None:
+                found = teacher_signals(teacher, layers, inputs)
+            else:
+                count = len(self._pairing.described[number])
+                found = _from_cache(cached, number, count, layers)
+            outputs.append(found[0])
+            features.append(found[1])
+        return outputs, features
+
+    def _check_compiled(self):
+        if self.loss is None and not is_always(self.alpha, 0):
+            raise ValueError(
+                f"With alpha={self.alpha} the labels count: compile with their loss, "
+                "for example loss='sparse_categorical_crossentropy'. Without labels "
+                "pass alpha=0 to `distill`."
+            )
+
+    def _regularizers(self):
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return sum(ops.sum(loss) for loss in self.losses) / replicas
+
+    def _step(self):
+        optimizer = getattr(self, "optimizer", None)
+        return 0 if optimizer is None else optimizer.iterations
 
     def get_config(self):
         return {
             "name": self.name,
             "student": keras.saving.serialize_keras_object(self.student),
-            "teacher": keras.saving.serialize_keras_object(self.teacher),
-            "temperature": self.temperature,
-            "alpha": self.alpha,
-            "student_outputs": self.student_outputs,
-            "teacher_outputs": self.teacher_outputs,
+            "teachers": [keras.saving.serialize_keras_object(t) for t in self.teachers],
+            "terms": [keras.saving.serialize_keras_object(t) for t in self.terms],
+            "alpha": config_of(self.alpha),
+            **self._settings,
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
+        def back(found):
+            return keras.saving.deserialize_keras_object(found, custom_objects)
+
         config = dict(config)
-        for key in ("student", "teacher"):
-            config[key] = keras.saving.deserialize_keras_object(
-                config[key], custom_objects
-            )
+        config["student"] = back(config["student"])
+        config["alpha"] = from_config(config["alpha"])
+        for key in ("teachers", "terms"):
+            config[key] = [back(found) for found in config[key]]
         return cls(**config)
 
 
-def _mean(per_example, sample_weight):
-    if sample_weight is None:
-        return ops.mean(per_example)
-    weight = ops.cast(sample_weight, per_example.dtype)
-    while len(weight.shape) > len(per_example.shape) and weight.shape[-1] == 1:
-        weight = ops.squeeze(weight, axis=-1)
-    while len(weight.shape) < len(per_example.shape):
-        weight = ops.expand_dims(weight, axis=-1)
-    # As Keras does: weighted sum over the number of values, not the sum of weights.
-    return ops.mean(per_example * weight)
+def teacher_signals(teacher, layers, inputs):
+    """What a teacher says of a batch, and what its layers compute.
+
+    Args:
+        teacher: `keras.Model` or a layer that stands for one.
+        layers: Dict from path to layer.
+        inputs: A batch.
+
+    Returns:
+        `(outputs, features)`: a list of tensors in the order of `keras.tree.flatten`,
+        and a dict from path to tensor. No gradient flows into them.
+    """
+    with recorded(layers) as seen:
+        outputs = keras.tree.flatten(teacher(inputs, training=False))
+    features = {path: one_tensor(found, path) for path, found in seen.items()}
+    return [ops.stop_gradient(x) for x in outputs], features
 
 
-def _logits(outputs, kind):
-    if kind == "logits":
-        return outputs
-    return ops.log(ops.maximum(outputs, keras.backend.epsilon()))
+def without_cached(x):
+    """Splits the inputs of a batch from what `cache_teacher` added to them.
+
+    Args:
+        x: Inputs of a batch, of a cached dataset or of any other.
+
+    Returns:
+        `(inputs, cached)`; `cached` is `None` for any other.
+    """
+    if isinstance(x, dict) and set(x) == CACHED_KEYS:
+        return x["inputs"], x["teacher_outputs"]
+    return x, None
 
 
-def _check_shapes(student, teacher):
-    """Compares what is known: a subclassed model shows its output only in training."""
-    known = {}
-    for name, model in (("student", student), ("teacher", teacher)):
-        if functional(model) is None:
-            continue
-        if len(model.outputs) != 1:
-            raise ValueError(
-                f"`{name}` must have one output. Received: {len(model.outputs)} outputs"
-            )
-        known[name] = tuple(model.outputs[0].shape)
-        if known[name][-1] == 1:
-            raise ValueError(
-                f"`{name}` has one output value, and soft labels need two classes or "
-                "more. Give it two outputs and a softmax. Received: output shape "
-                f"{known[name]}"
-            )
-    if len(set(known.values())) > 1:
+def cached_name(teacher, output=None, layer=None):
+    """The name of a tensor in a cache.
+
+    Args:
+        teacher: Number of the teacher.
+        output: Number of its output; or
+        layer: Path of its layer.
+    """
+    return f"{teacher}/{'layer' if layer else 'output'}/{layer or output}"
+
+
+def _from_cache(cached, teacher, outputs, layers):
+    (cached,) = cached.values()  # By the fingerprint of the teachers.
+    names = [cached_name(teacher, output=i) for i in range(outputs)]
+    names += [cached_name(teacher, layer=path) for path in layers]
+    missing = [name for name in names if name not in cached]
+    if missing:
         raise ValueError(
-            "Student and teacher must have outputs of one shape. Received: student "
-            f"{known['student']}, teacher {known['teacher']}"
+            f"The cache of the teacher has no {missing}. It has {sorted(cached)}. "
+            "Write it again with the layers that the terms name: "
+            f"tfc.cache_teacher(..., layers={sorted(layers)})."
         )
+    found = [cached[name] for name in names]
+    return found[:outputs], dict(zip(layers, found[outputs:], strict=True))
 
 
-def _output_kind(model, declared, argument):
-    if declared not in _KINDS:
-        raise ValueError(
-            f"`{argument}_outputs` must be one of {_KINDS}. Received: {declared!r}"
-        )
-    if declared != "auto":
-        return declared
-    last = _last_activation(model)
-    if last == "softmax":
-        return "probabilities"
-    if last == "linear":
-        return "logits"
-    found = "a subclassed model" if last is None else f"an output of {last!r}"
-    raise ValueError(
-        f"Cannot tell whether `{argument}` {model.name!r} gives logits or softmax "
-        f"probabilities: it is {found}. Say {argument}_outputs='logits' or "
-        f"{argument}_outputs='probabilities'."
-    )
-
-
-def _last_activation(model):
-    """Name of the activation behind the output; quantizers are looked through."""
-    if functional(model) is None:
-        return None
-    graph = Graph(model)
-    tensor = graph.outputs[0]
-    while (call := graph.producer(tensor)) is not None:
-        operation = getattr(call.operation, "layer", call.operation)
-        if type(operation).__name__ == "Softmax":
-            return "softmax"
-        if type(operation).__name__ not in (
-            "FakeQuant",
-            "Reshape",
-            "Identity",
-            "Flatten",
-        ):
-            return activation_name(operation)
-        tensor = call.input_tensors[0]
-    return "linear"
+def _shapes(model, layers):
+    if not layers:
+        return {}
+    if hasattr(model, "shapes_described"):
+        return model.shapes_described(layers)
+    return layer_shapes(model, layers)

@@ -23,7 +23,7 @@ from tfcompress.layers import (
     TransformWeights,
 )
 from tfcompress.passes.exported_weights import exported_weights, spread
-from tfcompress.passes.quantize_rules import TRANSPOSED
+from tfcompress.passes.quantize_rules import CONVOLUTIONS, TRANSPOSED
 from tfcompress.passes.strip import effective_layer
 
 _SMALLEST_RANGE = 1e-6
@@ -93,12 +93,15 @@ class _Export:
         if isinstance(operation, FakeQuant):
             return self._constant(call, args[0])
         if isinstance(operation, TransformWeights):
+            if not operation.rounds:
+                return self._float(operation)(*args, **kwargs)
             outputs = self._kernel(call)(*args, **kwargs)
             return self._as_operand(call, outputs)
         if isinstance(operation, _PER_CHANNEL):
             if self._folds(call):
                 return args[0]
-            return self._affine(operation)(args[0])
+            if not self._is_float(call):
+                return self._affine(operation)(args[0])
         return clone(operation)(*args, **kwargs)
 
     def _constant(self, call, x):
@@ -130,6 +133,12 @@ class _Export:
             self.weights += exported_weights(wrapper, layer, factor)
         return self.layers[key]
 
+    def _float(self, wrapper):
+        """A layer that only shares values, the same at each call."""
+        if id(wrapper) not in self.layers:
+            self.layers[id(wrapper)] = effective_layer(wrapper, dtype="float32")
+        return self.layers[id(wrapper)]
+
     def _as_operand(self, call, outputs):
         """Rounds a weight that is an operand, as the converter would not by itself."""
         wrapper = call.operation
@@ -153,6 +162,11 @@ class _Export:
             self.layers[id(operation)] = layer
         return self.layers[id(operation)]
 
+    def _is_float(self, call):
+        """Whether it normalizes a kernel that stays float; converters fold it there."""
+        producer = self.graph.producer(call.input_tensors[0])
+        return producer is not None and type(producer.operation) in CONVOLUTIONS
+
     def _name(self, call):
         """The kernel's own name; numbered where it folds more than once."""
         name = call.operation.name
@@ -172,7 +186,8 @@ class _Export:
         if not isinstance(call.operation, _PER_CHANNEL):
             return False
         producer = self.graph.producer(call.input_tensors[0])
-        return producer is not None and isinstance(producer.operation, TransformWeights)
+        kernel = None if producer is None else producer.operation
+        return isinstance(kernel, TransformWeights) and kernel.rounds
 
 
 def fold(wrapper, normalization, *, name=None):

@@ -69,10 +69,12 @@ def exported_weights(wrapper, layer, factor=None):
             not.
 
     Returns:
-        List, one for each transformed weight.
+        List, one for each weight that is rounded. (Biases may share values only.)
     """
     return [
-        _exported_weight(wrapper, layer, name, factor) for name in wrapper.transforms
+        _exported_weight(wrapper, layer, name, factor)
+        for name, chain in wrapper.transforms.items()
+        if any(isinstance(transform, QuantizeWeight) for transform in chain)
     ]
 
 
@@ -92,7 +94,7 @@ def _exported_weight(wrapper, layer, name, factor):
     step = None
     if bits > 0 and getattr(transform, "symmetric", True):
         rounded = wrapper.effective_weights()[name] if folds else values
-        step = _step(rounded, bits, transform, state)
+        step = grid_step(rounded, bits, transform, state)
         step = step * np.abs(factor) if folds else step
     return ExportedWeight(
         name=layer.name,
@@ -105,8 +107,15 @@ def _exported_weight(wrapper, layer, name, factor):
     )
 
 
-def _step(rounded, bits, transform, state):
-    """Step of a symmetric grid, float64, with the rank of the rounded weight."""
+def grid_step(rounded, bits, transform, state):
+    """Step of a symmetric grid, float64, with the rank of the rounded weight.
+
+    Args:
+        rounded: What `transform` made of the weight, float array.
+        bits: Width in force, at least 2.
+        transform: `QuantizeWeight`.
+        state: Dict from the name of its state to an array.
+    """
     if isinstance(transform, LearnedStep):
         step = transform.step_in_force(state)
         step = affine.along_axes(step, rounded, transform.axes)

@@ -6,6 +6,8 @@ Example:
     ```
 """
 
+import keras
+import numpy as np
 from keras import layers
 
 from tfcompress.graph import Graph, activation_name, rewrite, unchanged
@@ -43,7 +45,7 @@ def fold(model, *, include=None, exclude=None, return_report=False):
       separable and transposed convolutions, Dense, EinsumDense), or into the one behind
       it where that pads with no zeros.
     - Dense layers, and convolutions of which one is 1x1, with nothing between them
-      become one, unless that has more parameters.
+      become one, unless that has more parameters, or more that are not zero.
 
     It is exact but for the rounding of floats. A layer that is called several times, or
     whose output something else reads, keeps its kernel; batch normalization and dropout
@@ -222,8 +224,19 @@ def _merge(plan, call):
         return
     first, second = call.operation, following.operation
     layer = merged(first, second)
-    if layer is None or layer.count_params() > (
-        first.count_params() + second.count_params()
+    if layer is None or any(
+        size(layer) > size(first) + size(second)
+        for size in (keras.layers.Layer.count_params, _nonzero)
     ):
         return
     plan.join(call, following, layer, f"merged with {first.name}")
+
+
+def _nonzero(layer):
+    """Number of parameters with the zeros of a pruned kernel left out."""
+    return sum(
+        np.count_nonzero(v.numpy())
+        if len(v.shape) > 1
+        else v.value.shape.num_elements()
+        for v in layer.weights
+    )

@@ -84,7 +84,7 @@ def scaled_input(layer, scale, shift, *, axis, rank):
         return None
     weights = _arrays(layer)
     name = "depthwise_kernel" if isinstance(layer, _SEPARABLE) else "kernel"
-    scale, shift = (_beside_kernel(layer, v, weights[name]) for v in (scale, shift))
+    scale, shift = (beside_kernel(layer, v, weights[name]) for v in (scale, shift))
     constant = (weights[name] * shift).sum(axis=tuple(range(weights[name].ndim - 2)))
     weights[name] = weights[name] * scale
     if isinstance(layer, (*_DEPTHWISE, *_SEPARABLE)):
@@ -172,7 +172,7 @@ def _joined_geometry(first, second):
     }
 
 
-def _beside_kernel(layer, values, kernel):
+def beside_kernel(layer, values, kernel):
     """One number for each input channel, in the shape that multiplies the kernel."""
     groups = getattr(layer, "groups", 1)
     if isinstance(layer, (*_DEPTHWISE, *_SEPARABLE)) or groups == 1:

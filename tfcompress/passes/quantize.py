@@ -29,14 +29,17 @@ from tfcompress.layers import (
     KeepZeros,
     NormalizedKernel,
     TransformWeights,
+    find_weight,
 )
 from tfcompress.numerics import masks
 from tfcompress.passes import quantize_rules as table
 from tfcompress.passes.calibration import calibrate
 from tfcompress.passes.distill import Distiller
+from tfcompress.passes.kept_codebooks import KeptCodebooks
 from tfcompress.passes.lowering import functional_form, lower
 from tfcompress.passes.quantization_config import resolved
 from tfcompress.passes.ranges import RangeGroups, folds, is_float, over_last_axis
+from tfcompress.passes.strip import strip
 from tfcompress.selection import select, settings_of
 
 
@@ -47,7 +50,7 @@ def quantize_aware(
     calibration_data=None,
     rules=(),
     allow_float=(),
-    preserve=("zeros",),
+    preserve=("zeros", "clusters"),
 ):
     """Returns a copy of `model` that trains with the rounding of an integer file.
 
@@ -74,9 +77,13 @@ def quantize_aware(
             Parts of a rewritten layer have its path: `"mha/mha_query"`.
         allow_float: Patterns of layers that may stay float if they have no integer
             form. All others raise.
-        preserve: What earlier passes made and this one keeps. `("zeros",)` holds the
-            zeros of pruned kernels (10 % zeros or more) at zero from here on; `()`
-            lets them go.
+        preserve: What earlier passes made and this one keeps. `"zeros"` holds the
+            zeros of pruned kernels (10 % zeros or more) at zero from here on.
+            `"clusters"` puts the quantizer behind the codebook of a kernel that
+            `tfc.cluster` made, or starts one for a plain kernel of few different values
+            (64 at most, each 8 times or more); each channel has at most as many
+            different integers then. Weights start at their values of the codebook, and
+            layers that shared one have one each. `()` keeps nothing.
 
     Returns:
         A functional `keras.Model` with the inputs and outputs of `model`, not compiled.
@@ -96,9 +103,11 @@ def quantize_aware(
     config = resolved(config)
     _check_preserve(preserve)
     _check_model_is_plain(model)
+    kept = KeptCodebooks.of(model)
+    model = strip(model) if kept.chains else model
     prepared = _Prepared(model, rules, allow_float)
     settings = _settings(prepared, config, rules)
-    visitor = _Quantizer(prepared, config, settings, preserve)
+    visitor = _Quantizer(prepared, config, settings, preserve, kept)
     quantized = rewrite(prepared.graph, visitor)
     if calibration_data is not None:
         calibrate(
@@ -168,8 +177,9 @@ def _settings(prepared, config, user_rules):
 class _Quantizer:
     """The visitor that wraps kernels and puts quantizers on activations."""
 
-    def __init__(self, prepared, config, settings, preserve):
+    def __init__(self, prepared, config, settings, preserve, kept):
         self.graph = prepared.graph
+        self.path = prepared.path
         self.floats = prepared.floats
         self.config = config
         self.settings = settings
@@ -180,13 +190,14 @@ class _Quantizer:
             identities=prepared.identities,
         )
         self.preserve = preserve
+        self.kept = kept
         self.quantizers = {}
         self.layers = {}
         self.rounded_inputs = {}
 
     def __call__(self, call, clone, args, kwargs):
         if call.operation.name in self.floats:
-            result = clone(call.operation)(*args, **kwargs)
+            result = self._float(call.operation, clone)(*args, **kwargs)
         else:
             args, kwargs = self._round_inputs(call, args, kwargs)
             result = self._operation(call, clone)(*args, **kwargs)
@@ -207,7 +218,23 @@ class _Quantizer:
             if following is not None and self._joins_kernel(following):
                 return self._wrapped(call, following.operation)
             return self._wrapped(call)
-        return clone(operation)
+        return self._float(operation, clone)
+
+    def _float(self, operation, clone):
+        """The copy of a layer whose weights are not rounded, but may share values."""
+        if not self._known(operation):
+            return clone(operation)
+
+        def wrap(operation):
+            layer = built_copy(operation)
+            return TransformWeights(layer, self._other_chains(operation, layer))
+
+        return self._once(operation, wrap)
+
+    def _known(self, operation):
+        """Names of weights of a layer that were clustered, if that is kept."""
+        keeps = "clusters" in self.preserve
+        return self.kept.weights(operation.name) if keeps else ()
 
     def _joins_kernel(self, call):
         """Whether batch normalization joins its kernel, for one scale a weight."""
@@ -288,13 +315,34 @@ class _Quantizer:
                         gamma="gamma" if normalization.scale else None,
                     )
                 ]
-            weight = next(v for v in layer.weights if v.name == name)
-            zeros = masks.kept_zeros(weight.numpy()) is not None
-            if "zeros" in self.preserve and zeros:
-                chain.insert(0, KeepZeros())
-            return TransformWeights(layer, {name: chain})
+            weight = next(v for v in layer.weights if v.name == name).numpy()
+            path = self.path(operation)
+            chain = self._kept_chain(path, name, weight, axes) + chain
+            others = self._other_chains(operation, layer, but=name)
+            return TransformWeights(layer, {name: chain, **others})
 
         return self._once(call.operation, wrap)
+
+    def _kept_chain(self, path, name, weight, axes=()):
+        """What earlier passes made of a weight, as transforms."""
+        chain = []
+        masked = self.kept.keeps_zeros(path)
+        zeros = masks.kept_zeros(weight) is not None and masked is not False
+        if "zeros" in self.preserve and zeros:
+            chain.append(KeepZeros())
+        if "clusters" in self.preserve:
+            shared = self.kept.transform(path, name, weight, axes)
+            chain += [] if shared is None else [shared]
+        return chain
+
+    def _other_chains(self, operation, layer, but=None):
+        """The same of weights that are not rounded: tables, biases, float layers."""
+        chains = {}
+        for name in self._known(operation):
+            if name != but:
+                weight = find_weight(layer, name).numpy()
+                chains[name] = self._kept_chain(operation.name, name, weight)
+        return chains
 
 
 def _fused(operation):
@@ -332,9 +380,10 @@ def _swap(structure, old, new):
 
 
 def _check_preserve(preserve):
-    if set(preserve) - {"zeros"}:
+    if set(preserve) - {"zeros", "clusters"}:
         raise ValueError(
-            f"`preserve` may hold 'zeros' or nothing. Received: preserve={preserve!r}"
+            "`preserve` may hold 'zeros', 'clusters' or nothing. "
+            f"Received: preserve={preserve!r}"
         )
 
 

@@ -14,19 +14,21 @@ from tfcompress.layers import (
     ConstantFakeQuant,
     FakeQuant,
     FusedBatchNormalization,
+    LayerGroup,
     NormalizedKernel,
     TransformWeights,
     find_weight,
 )
 from tfcompress.passes.distill import Distiller
+from tfcompress.passes.distill_mutually import MutualDistiller
 
 
 def strip(model):
     """Returns a plain Keras model that computes with the effective weights.
 
     Of a distiller it is the student; wrappers give way to their layers, whose weights
-    become the effective ones (rounded to their grid, zeros at zero); the rounding of
-    activations goes.
+    become the effective ones (values of their codebook, rounded to their grid, zeros at
+    zero); the rounding of activations goes.
 
     Args:
         model: What a pass of this library returned, trained or not.
@@ -37,10 +39,16 @@ def strip(model):
 
     Raises:
         TypeError: If `model` is no Keras 3 model.
+        ValueError: If it has several students.
     """
     check_model(model)
     if isinstance(model, Distiller):
         return strip(model.student)
+    if isinstance(model, MutualDistiller):
+        raise ValueError(
+            f"{model.name!r} has {len(model.students)} students. Strip one of them: "
+            "tfc.strip(model.students[0])."
+        )
     ours = (FakeQuant, ConstantFakeQuant, TransformWeights)
     if not find_layers(model, ours):
         return model
@@ -61,6 +69,8 @@ class _Strip:
             if id(operation) not in self.plain:
                 self.plain[id(operation)] = effective_layer(operation)
             plain = self.plain[id(operation)]
+            if isinstance(plain, LayerGroup):
+                plain = plain.members[kwargs.pop("member")]
             if isinstance(plain, NormalizedKernel):
                 return self._normalized(plain)(*args, **kwargs)
             return plain(*args, **kwargs)

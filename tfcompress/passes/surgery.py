@@ -104,7 +104,8 @@ def opened(model, *, verb):
     if isinstance(model, Distiller) or wrapped:
         raise ValueError(
             f"`tfc.{verb}` works on plain Keras layers; model {model.name!r} is "
-            "wrapped by quantization or distillation. Call it before that, or on "
+            "wrapped by quantization, clustering or distillation. Call it before "
+            "that, or on "
             f"`tfc.strip(model)`. Received: model of type {type(model).__name__}"
         )
     return Graph(flat_form(model))

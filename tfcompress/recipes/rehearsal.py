@@ -1,0 +1,147 @@
+"""What is looked at before a run: the door, and a rehearsal without training.
+
+Example:
+    ```python
+    check_door(stages, model, data, objective)          # raises in an instant
+    rehearse(stages, model, teacher, data, objective)   # raises in the first minute
+    ```
+"""
+
+import pathlib
+import tempfile
+
+import keras
+
+from tfcompress.callbacks import Pruning
+from tfcompress.callbacks.chosen_weights import choose
+from tfcompress.deploy.onnx import export_onnx
+from tfcompress.deploy.tflite import export_tflite
+from tfcompress.passes.export_graph import is_quantization_aware
+from tfcompress.recipes.actions import (
+    act,
+    examples_for,
+    made_callbacks,
+    named,
+    wrapped,
+)
+from tfcompress.recipes.order import check_order, made_in
+from tfcompress.recipes.stages import HELD, PASSES, TRAINING, checked
+
+
+def with_export(stages):
+    """The stages with an export at the end, if they have none."""
+    if any(stage.verb in (export_tflite, export_onnx) for stage in stages):
+        return list(stages)
+    kind = "float32"
+    for stage in stages:
+        if stage.name == "quantize_aware":
+            config = stage.arguments().get("config", "int8")
+            bits = getattr(config, "activation_bits", 16 if config == "int16x8" else 8)
+            kind = "int16x8" if bits == 16 else "int8"
+    return [*stages, checked({"export_tflite": {"kind": kind}}, "export")]
+
+
+def check_door(stages, model, data, objective):
+    """Raises for what is known to go wrong before anything is done.
+
+    Args:
+        stages: List of `Stage`.
+        model: The model that the recipe starts from.
+        data: `RunData` to train on.
+        objective: As of `Fit.compile`.
+
+    Raises:
+        ValueError: Names the stage.
+    """
+    made = made_in(model)
+    check_order(stages, made)
+    held, quantized, exported = {}, "quantization" in made, False
+    for number, stage in enumerate(stages, start=1):
+        quantized = quantized or stage.name == "quantize_aware"
+        exported = exported or stage.name == "export_tflite"
+        if stage.name in HELD:
+            held[stage.name] = number
+        elif stage.name == "fit":
+            if "QuantizationSchedule" in held and not quantized:
+                raise ValueError(
+                    f"Stage {held['QuantizationSchedule']}, `QuantizationSchedule`: "
+                    "there are no quantizers in that `fit`. Put `quantize_aware` "
+                    "before it."
+                )
+            plan = stage.verb(**stage.arguments())
+            with named(number, stage):
+                objective(plan.loss)
+                data.check_batch_size(plan.batch_size)
+            held = {}
+        elif stage.name == "check_edgetpu" and not exported:
+            raise ValueError(
+                f"Stage {number}, `check_edgetpu`: there is no file to check. Put "
+                "{'export_tflite': {'kind': 'int8'}} before it."
+            )
+    for name, number in held.items():
+        raise ValueError(
+            f"Stage {number}, `{name}`: acts in training, and no `fit` follows. Put "
+            "one behind it: {'fit': {'epochs': 5}}."
+        )
+
+
+def rehearse(stages, original, teacher, data, objective):
+    """Runs everything but the training, so that hours later nothing is refused.
+
+    Args:
+        stages: List of `Stage`.
+        original: The model that the recipe starts from; it is not changed.
+        teacher: `keras.Model` for `distill`.
+        data: `RunData` to train on.
+        objective: As of `Fit.compile`.
+
+    Raises:
+        TypeError: As the verbs; names the stage.
+        ValueError: As the verbs; names the stage.
+    """
+    model, held = _copied(original), []
+    for number, stage in enumerate(stages, start=1):
+        with named(number, stage):
+            if stage.name in HELD:
+                held.append(stage)
+            elif stage.name in PASSES:
+                model, _ = act(stage, model, data, objective)
+            elif stage.name in TRAINING:
+                _rehearse_training(stage, held, model, teacher, data, objective)
+                held = []
+            elif stage.settings.get("kind", "float32") != "float32":
+                # Integers are what may not exist for an operation.
+                with tempfile.TemporaryDirectory() as folder:
+                    path = pathlib.Path(folder) / "model.tflite"
+                    export_tflite(model, path, **export_settings(stage, model, data))
+
+
+def _rehearse_training(stage, held, model, teacher, data, objective):
+    for callback in made_callbacks(held, data):
+        if isinstance(callback, Pruning):
+            callback.set_model(model)
+            choose(callback)
+    plan = stage.verb(**stage.arguments())
+    plan.compile(wrapped(held, model, teacher), data, objective)
+
+
+def _copied(model):
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.keras"
+        model.save(path)
+        return keras.models.load_model(path, compile=False)
+
+
+def export_settings(stage, model, data):
+    """Arguments of an export; examples where the model has no ranges of its own.
+
+    Args:
+        stage: `Stage` of an `export_tflite`.
+        model: The model to export.
+        data: `RunData` to take examples from.
+    """
+    settings = stage.arguments()
+    integers = settings.get("kind", "float32") != "float32"
+    if integers and not is_quantization_aware(model):
+        settings |= examples_for(stage, data)
+    return settings
