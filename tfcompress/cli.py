@@ -203,13 +203,6 @@ def _parser():
         ),
         arg("--data", metavar="X.npz", help="calibration examples: array x"),
         arg("--target", choices=TARGETS, help="operator versions of that compiler"),
-    )
-    command(
-        _from_tfmot,
-        "from-tfmot",
-        arg("model", help=".h5 file of tf_keras, TFMOT's wrappers included"),
-        arg("output", help=".keras file to write"),
-        arg("--data", metavar="X.npz", help="calibration examples: array x"),
         arg(
             "--batch_size",
             type=int,
@@ -218,6 +211,13 @@ def _parser():
         arg("--sparse", action="store_true", help="TFLite's sparse format, of zeros"),
         arg("--labels", metavar="X.txt", help="class names, one a line, to put inside"),
         arg("--opset", type=int, default=17, help="of an .onnx file: 13 to 18 (17)"),
+    )
+    command(
+        _from_tfmot,
+        "from-tfmot",
+        arg("model", help=".h5 file of tf_keras, TFMOT's wrappers included"),
+        arg("output", help=".keras file to write"),
+        arg("--data", metavar="X.npz", help="calibration examples: array x"),
     )
     command(
         _verify,

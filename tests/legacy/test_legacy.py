@@ -129,12 +129,13 @@ def test_quantized_model_rounds_as_tfmots(models, name, source):
     difference = np.abs(found - expected)
     if name == "quantized_sparse":
         # The concatenation has ranges of its own in TFMOT: the report says so.
-        assert np.mean(difference) < 0.05
+        assert np.mean(difference) < 0.005
     else:
         assert np.mean(difference) < 0.003
         assert difference.max() < 0.04
-    float_outputs = _predicted(tfc.strip(model), inputs)[0]
-    assert np.mean(np.abs(float_outputs - expected)) > 4 * np.mean(difference)
+        # What is left is a softmax in steps of 1/256.
+        float_outputs = _predicted(tfc.strip(model), inputs)[0]
+        assert np.mean(np.abs(float_outputs - expected)) > 2 * np.mean(difference)
 
 
 def test_weights_are_on_tfmots_grid(models):

@@ -101,10 +101,10 @@ def _tensor_names(names, models):
     for name in names:
         if name not in computed:
             close = difflib.get_close_matches(name, sorted(computed), n=3, cutoff=0.3)
+            known = "The nearest names are" if close else "Some names are"
             raise ValueError(
-                f"`intermediate_tensors`: no operation computes {name!r}. The nearest "
-                f"names are: {', '.join(close) or 'none'}. `tfcompress inspect` lists "
-                "the operations."
+                f"`intermediate_tensors`: no operation computes {name!r}. {known}: "
+                f"{', '.join(close or sorted(computed)[:3])}."
             )
         if "," in name:
             raise ValueError(
