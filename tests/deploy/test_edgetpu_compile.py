@@ -209,7 +209,7 @@ def test_intermediate_tensors_are_checked_and_passed_on(model, fake, tmp_path):
     assert (result.mapped_count, result.cpu_count) == (2, 1)
     arguments = json.loads((tmp_path / "notes").read_text())
     assert arguments[arguments.index("-i") + 1] == name
-    for wrong, where in ((name[:-1], "nearest"), ("%", "Some")):
+    for wrong, where in ((name + "x", "nearest"), ("%", "Some")):
         with pytest.raises(ValueError, match=f"no operation computes .* {where}") as e:
             compile_edgetpu(model, intermediate_tensors=wrong)
         assert name in str(e.value)
