@@ -6,6 +6,7 @@ Example:
     ```
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import keras
@@ -18,11 +19,25 @@ from tfcompress.legacy.layers import (
     dtype_name,
     hard_sigmoid_keras2,
     make_layer,
+    safe_name,
 )
-from tfcompress.legacy.read import MODELS, from_config
-from tfcompress.legacy.wrappers import Quantization, short, unwrapped
+from tfcompress.legacy.read import LegacyLayer, from_config, holds_wrappers, is_model
+from tfcompress.legacy.wrappers import (
+    Quantization,
+    inner_name,
+    parted,
+    short,
+    unwrapped,
+)
 
 _CONSTANT = "_CONSTANT_VALUE"
+_RECURRENT = (
+    layers.RNN,
+    layers.Bidirectional,
+    layers.ConvLSTM1D,
+    layers.ConvLSTM2D,
+    layers.ConvLSTM3D,
+)
 
 
 @dataclass
@@ -33,10 +48,12 @@ class Built:
         model: `keras.Model`.
         quantizations: Dict from the name of a layer, or of the input whose values
             were rounded, to its `Quantization`.
+        plain: Names of the layers without a wrapper of TFMOT's.
     """
 
     model: keras.Model
     quantizations: dict = field(default_factory=dict)
+    plain: list = field(default_factory=list)
 
 
 def build(description, custom_objects=None):
@@ -55,7 +72,7 @@ def build(description, custom_objects=None):
     builder = _Builder(description, custom_objects or {})
     model = builder.model()
     builder.assign()
-    return Built(model, builder.quantizations)
+    return Built(model, builder.quantizations, builder.plain)
 
 
 class _Builder:
@@ -66,25 +83,31 @@ class _Builder:
         self.tensors = {}
         self.inputs = {}
         self.quantizations = {}
+        self.plain = []
         self.failures = []
+        entries = description.layers
+        self.names = {entry.name for entry in entries} | set(map(inner_name, entries))
 
     def model(self):
         """The model; all layers are made before the first is called."""
         for entry in self.description.layers:
             self._make(entry)
-        if self.failures:
-            listed = "\n".join(f"- {failure}" for failure in self.failures)
-            raise ValueError(
-                f"Model {self.description.name!r} cannot be turned into a Keras 3 "
-                f"model:\n{listed}"
-            )
+        self._check()
         if self.description.kind == "Sequential":
             inputs, outputs = self._chain()
         else:
             self._calls()
             inputs = self._structure(self.description.inputs)
             outputs = self._structure(self.description.outputs)
-        return keras.Model(inputs, outputs, name=self.description.name)
+        return keras.Model(inputs, outputs, name=safe_name(self.description.name))
+
+    def _check(self):
+        if self.failures:
+            listed = "\n".join(f"- {failure}" for failure in self.failures)
+            raise ValueError(
+                f"Model {self.description.name!r} cannot be turned into a Keras 3 "
+                f"model:\n{listed}"
+            )
 
     def assign(self):
         """Gives every layer its weights; a nested model takes those of all inside."""
@@ -95,32 +118,69 @@ class _Builder:
     def _make(self, entry):
         try:
             if entry.class_name == "InputLayer":
-                self.inputs[entry.name] = _input(entry)
+                self.inputs[entry.name] = _input(entry, self._name(entry.name))
             elif entry.class_name in functions.CLASSES:
                 self.layers[entry.name] = _Function(entry)
-            elif entry.class_name in (*MODELS, "Sequential"):
+            elif is_model(entry.class_name):
                 self.layers[entry.name] = self._nested(entry)
             elif entry.class_name == "QuantizeLayer":
                 self.layers[entry.name] = _Identity(entry)
             else:
-                inner, quantization = unwrapped(entry)
-                layer = make_layer(inner.class_name, inner.config, self.custom)
-                self.layers[entry.name] = _Layer(layer, inner)
-                if quantization is not None:
-                    self.quantizations[layer.name] = quantization
+                self.layers[entry.name] = self._layer(entry)
         except UnsupportedLegacyLayer as err:
             self.failures.append(str(err))
 
+    def _layer(self, entry):
+        inner, quantization = unwrapped(entry)
+        config = {**inner.config, "name": self._name(inner.name)}
+        for key in ("layer", "forward_layer", "backward_layer"):
+            value = config.get(key)
+            if isinstance(value, dict) and is_model(value["class_name"]):
+                config[key] = self._held_model(value)
+        layer = make_layer(inner.class_name, config, self.custom)
+        if quantization is not None:
+            self.quantizations[layer.name] = quantization
+        elif inner is entry:
+            self.plain.append(layer.name)
+        return _Layer(layer, inner)
+
+    def _name(self, name):
+        """A name without `/`, which Keras 3 does not take, that no other layer has."""
+        safe = safe_name(name)
+        while safe != name and safe in self.names:
+            safe += "_"
+        self.names.add(safe)
+        return safe
+
+    def _held_model(self, value):
+        """The model that a layer such as `TimeDistributed` calls."""
+        entry = LegacyLayer(
+            value["config"]["name"], value["class_name"], value["config"]
+        )
+        return self._nested(entry).layer
+
     def _nested(self, entry):
         kind = "Sequential" if entry.class_name == "Sequential" else "Functional"
-        inner = from_config(kind, entry.config, {})
+        # The weights of a nested model lie in one row, but for wrappers in it.
+        wrapped = holds_wrappers(entry.config)
+        inner = entry.model if wrapped else None
+        if inner is None:
+            weights = parted(entry) if wrapped else {}
+            inner = from_config(kind, entry.config, weights)
+        inner = dataclasses.replace(inner, name=self._name(entry.name))
         builder = _Builder(inner, self.custom)
-        model = builder.model()
-        model.trainable = entry.config.get("trainable", True)
-        first = entry.config["layers"][0]["class_name"]
-        # A model with inputs of its own has a call of its own, which counts as first.
-        begin = 1 if kind == "Functional" or first == "InputLayer" else 0
-        return _Layer(model, entry, begin=begin)
+        try:
+            model = builder.model()
+        except ValueError as err:
+            raise UnsupportedLegacyLayer(str(err)) from err
+        if builder.quantizations:
+            raise UnsupportedLegacyLayer(
+                f"the nested model {entry.name!r} has quantized layers. Quantize the "
+                "float model with tfc.quantize_aware instead"
+            )
+        if not entry.config.get("trainable", True):
+            model.trainable = False
+        return _Layer(model, entry, parts=builder if wrapped else None)
 
     def _chain(self):
         first, *rest = self.description.layers
@@ -128,41 +188,78 @@ class _Builder:
         for entry in rest:
             if entry.class_name != "InputLayer":
                 tensor = self._call(entry, [tensor], {})
+                self._check()
         return inputs, tensor
 
     def _calls(self):
         """Calls every layer as often as it was, when what it reads is there."""
         for name, tensor in self.inputs.items():
             self.tensors[name, 0] = [tensor]
+        first = self._first_calls()
         waiting = [
-            (entry, number, node)
+            (entry, first[entry.name] + number, node)
             for entry in self.description.layers
             for number, node in enumerate(entry.inbound)
         ]
         while waiting:
             left = []
             for entry, number, node in waiting:
-                begin = self.layers[entry.name].begin
                 if not all(key in self.tensors for key in self._read(node)):
                     left.append((entry, number, node))
                     continue
                 args, kwargs = self._arguments(node)
                 result = self._call(entry, args, kwargs)
-                self.tensors[entry.name, begin + number] = keras.tree.flatten(result)
+                if result is None:
+                    continue
+                self.tensors[entry.name, number] = keras.tree.flatten(result)
             if len(left) == len(waiting):
+                # What reads a call that failed waits for ever.
+                self._check()
                 names = sorted({entry.name for entry, _, _ in left})
                 raise ValueError(
                     f"The graph of model {self.description.name!r} is damaged: layers "
                     f"{names[:5]} read tensors that nothing computes."
                 )
             waiting = left
+        self._check()
+
+    def _first_calls(self):
+        """Dict from names to the number of a layer's first call.
+
+        Of some nested models it is 1, as they have a call of their own; which ones
+        changed with the version. The last call is one that something reads.
+        """
+        entries = self.description.layers
+        read = self._read([entry.inbound for entry in entries])
+        read += self._read([self.description.outputs])
+        last = {}
+        for name, number in read:
+            last[name] = max(number, last.get(name, 0))
+        calls = {entry.name: len(entry.inbound) for entry in entries}
+        return {n: max(last.get(n, 0) - calls[n] + 1, 0) for n in calls}
 
     def _call(self, entry, args, kwargs):
-        made = self.layers[entry.name]
+        """The result, or `None` if there is no counterpart for the call."""
         try:
-            return made(self, args, kwargs)
+            result = self.layers[entry.name](self, args, kwargs)
         except UnsupportedLegacyLayer as err:
-            raise ValueError(f"Layer {entry.name!r}: {err}.") from err
+            self.failures.append(f"layer {entry.name!r}: {err}")
+            return None
+        self._name_operations(result, {id(t) for t in keras.tree.flatten(args)})
+        return result
+
+    def _name_operations(self, result, known):
+        """Gives operations, whose names Keras chose, names that no layer has."""
+        waiting = [t for t in keras.tree.flatten(result) if id(t) not in known]
+        while waiting:
+            tensor = waiting.pop()
+            operation = getattr(tensor, "_keras_history", (None,))[0]
+            if operation is None or isinstance(operation, keras.layers.Layer):
+                continue
+            while operation.name in self.names:
+                operation.name += "_"
+            node = operation._inbound_nodes[-1]
+            waiting += [t for t in node.input_tensors if id(t) not in known]
 
     def _read(self, node):
         """The keys of the tensors that a node reads."""
@@ -231,10 +328,10 @@ class _Builder:
 class _Layer:
     """A Keras 3 layer with the weights it shall have."""
 
-    def __init__(self, layer, entry, begin=0):
+    def __init__(self, layer, entry, parts=None):
         self.layer = layer
         self.entry = entry
-        self.begin = begin
+        self.parts = parts
         self.after = None
         # Keras 3 has a function of this name that is another one.
         if getattr(layer, "activation", None) is hard_sigmoid_keras2:
@@ -243,10 +340,40 @@ class _Layer:
                 self.after = hard_sigmoid_keras2
 
     def __call__(self, builder, args, kwargs):
+        if isinstance(self.layer, _RECURRENT) and isinstance(args[0], list):
+            # Keras 2 puts the states among the inputs of the graph.
+            args, kwargs = self._with_states(args[0], kwargs)
         result = self.layer(*args, **kwargs)
         return result if self.after is None else self.after(result)
 
+    def _with_states(self, tensors, kwargs):
+        if self.entry.config.get("num_constants"):
+            raise UnsupportedLegacyLayer(
+                "Keras 3 has no `constants` of recurrent layers. Rebuild that part "
+                "of the model with the constants among the inputs of each step"
+            )
+        sequence, *states = tensors
+        one = len(states) == 1
+        return [sequence], {**kwargs, "initial_state": states[0] if one else states}
+
     def assign(self):
+        if self.parts is not None:
+            self.parts.assign()
+        elif isinstance(self.layer, layers.Discretization):
+            self._set_bins()
+        else:
+            self._assign()
+        for layer in self.layer._flatten_layers():
+            # Normalization computes with what it derives from its weights.
+            if hasattr(layer, "finalize_state"):
+                layer.finalize_state()
+
+    def _set_bins(self):
+        """Keras 3 has the data's summary, from which bins come, in no weight."""
+        for _, array in self.entry.weights:
+            self.layer.summary = array
+
+    def _assign(self):
         variables = self.layer.weights
         ordered = [v for v in variables if v.trainable]
         ordered += [v for v in variables if not v.trainable]
@@ -273,11 +400,10 @@ class _Layer:
 class _Function:
     """A TensorFlow function."""
 
-    begin = 0
-
     def __init__(self, entry):
         default = "__operators__.getitem"
         self.name = entry.config.get("function", default)
+        functions.check_function(self.name)
 
     def __call__(self, builder, args, kwargs):
         return functions.call_function(self.name, tuple(args), kwargs)
@@ -285,8 +411,6 @@ class _Function:
 
 class _Identity:
     """TFMOT's layer that rounds an input: here only remembered."""
-
-    begin = 0
 
     def __init__(self, entry):
         self.quantization = Quantization.of_input(entry)
@@ -297,7 +421,7 @@ class _Identity:
         return tensor
 
 
-def _input(entry):
+def _input(entry, name):
     config = entry.config
     shape = config.get("batch_input_shape") or config.get("batch_shape")
     if config.get("ragged") or config.get("sparse"):
@@ -307,7 +431,7 @@ def _input(entry):
     return keras.Input(
         batch_shape=tuple(shape),
         dtype=dtype_name(config.get("dtype", "float32")),
-        name=entry.name,
+        name=name,
     )
 
 

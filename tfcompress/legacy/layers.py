@@ -45,6 +45,8 @@ _RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}, "ThresholdedReLU": {}}
 # `...` is any value: it says how something is computed or made, not what.
 _DROPPED = {
     "adjustment": (None,),
+    "noise_shape": (None,),
+    "rng_type": (...,),
     "batch_input_shape": (...,),
     "dynamic": (False, None),
     "experimental_autocast": (...,),
@@ -63,10 +65,21 @@ _DROPPED = {
     "softmax_robust_masking": (False,),
     "sparse": (False, None),
     "time_major": (False,),
+    # Only layers without weights have no such argument.
+    "trainable": (...,),
     "value_shape": (...,),
     "virtual_batch_size": (None,),
 }
-# They made the start values, which the weights replace.
+# Same name, other meaning, and nothing in Keras 3 to express the old one.
+_CHANGED = {
+    "RandomCrop": (
+        "crops at inference too, which that of Keras 3 does not. Put CenterCrop or "
+        "Resizing in its place in the old model"
+    ),
+}
+
+# They made the start values, which the weights replace. Those of TensorFlow 1 have
+# arguments that Keras 3 has not.
 _STARTS = ("_initializer",)
 
 
@@ -82,6 +95,8 @@ def layer_class(class_name, custom_objects):
     """
     if class_name in custom_objects:
         return custom_objects[class_name]
+    if class_name in _CHANGED:
+        raise UnsupportedLegacyLayer(f"{class_name!r} {_CHANGED[class_name]}.")
     found = getattr(keras.layers, _CLASSES.get(class_name, class_name), None)
     if class_name == "Lambda" or not inspect.isclass(found):
         what = (
@@ -115,24 +130,42 @@ def make_layer(class_name, config, custom_objects=None):
     cls = layer_class(class_name, custom)
     if class_name in custom:
         return cls.from_config(_plain(config))
-    renamed = _RENAMED.get(class_name, {})
-    settings = {renamed.get(k, k): v for k, v in config.items()}
-    if class_name == "ThresholdedReLU":
-        settings["threshold"] = settings.pop("theta")
+    settings = _settings(class_name, config)
     known = _arguments(cls)
     arguments = {}
     for key, value in settings.items():
+        if key.endswith(_STARTS) or key == "dtype" and _is_integer(value):
+            continue
         if key in known:
             arguments[key] = _value(key, value, custom)
-        elif key.endswith(_STARTS) or _may_go(key, value):
-            continue
-        else:
+        elif not _may_go(key, value):
             raise UnsupportedLegacyLayer(
                 f"layer {config.get('name')!r} ({class_name}) has {key}={value!r}, "
                 "which Keras 3 has no counterpart for. Change it in the old model, or "
                 f"pass custom_objects={{{class_name!r}: YourLayer}}."
             )
-    return cls(**arguments)
+    return _called(cls, arguments, class_name, config)
+
+
+def _settings(class_name, config):
+    """The config under the names of Keras 3."""
+    renamed = _RENAMED.get(class_name, {})
+    settings = {renamed.get(k, k): v for k, v in config.items()}
+    if class_name == "ThresholdedReLU":
+        settings["threshold"] = settings.pop("theta")
+    return settings
+
+
+def _called(cls, arguments, class_name, config):
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as err:
+        reason = " ".join(str(err).split())[:300]
+        raise UnsupportedLegacyLayer(
+            f"layer {config.get('name')!r} ({class_name}) has settings that Keras 3 "
+            f"refuses: {reason}. Change them in the old model, or pass "
+            f"custom_objects={{{class_name!r}: YourLayer}}."
+        ) from err
 
 
 def _may_go(key, value):
@@ -143,9 +176,10 @@ def _may_go(key, value):
 
 def _arguments(cls):
     """Names of the arguments that a layer's class takes."""
-    names = {"name", "trainable", "dtype", "activity_regularizer"}
+    names = set()
     for base in cls.__mro__:
         if base is keras.layers.Layer:
+            names |= {"name", "trainable", "dtype", "activity_regularizer"}
             break
         parameters = inspect.signature(base.__init__).parameters.values()
         names |= {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
@@ -159,6 +193,10 @@ def _value(key, value, custom):
         return dtype_name(value)
     if key in _ACTIVATION_KEYS:
         return activation(value)
+    if key == "name":
+        return safe_name(value)
+    if isinstance(value, keras.layers.Layer):
+        return value
     if key == "axis":
         return _axis(value)
     if isinstance(value, dict) and "class_name" in value and "config" in value:
@@ -181,8 +219,15 @@ def activation(value):
             return "linear"
         if isinstance(config, str):
             return activation(config)
+        if inspect.isclass(getattr(keras.layers, name.split(">")[-1], None)):
+            return make_layer(name.split(">")[-1], config)
         return keras.activations.get({"class_name": name, "config": _plain(config)})
     return _ACTIVATIONS.get(value, value)
+
+
+def safe_name(name):
+    """A name that Keras 3 takes: it has no `/` in names."""
+    return name.replace("/", "_")
 
 
 def dtype_name(value):
@@ -190,6 +235,11 @@ def dtype_name(value):
     if isinstance(value, dict):
         return value["config"]["name"]
     return getattr(value, "name", value)
+
+
+def _is_integer(dtype):
+    """Whether Keras 3 would round a layer's inputs, which Keras 2 did not."""
+    return "int" in str(dtype_name(dtype))
 
 
 def _axis(value):

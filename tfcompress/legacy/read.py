@@ -30,6 +30,7 @@ class LegacyLayer:
         config: Its configuration.
         inbound: Its calls, in the form of Keras 2.
         weights: List of `(name, array)`: trainable ones, then the others.
+        model: `LegacyModel` of a nested model in memory that has wrappers in it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LegacyLayer:
     config: dict
     inbound: list = field(default_factory=list)
     weights: list = field(default_factory=list)
+    model: object = None
 
 
 @dataclass
@@ -86,7 +88,12 @@ def described(model):
     }
     if kind == "Sequential" and getattr(model, "input_shape", None) is not None:
         config = {**config, "build_input_shape": model.input_shape}
-    return from_config(kind, config, weights)
+    found = from_config(kind, config, weights)
+    inside = {layer.name: layer for layer in model.layers}
+    for entry in found.layers:
+        if is_model(entry.class_name) and holds_wrappers(entry.config):
+            entry.model = described(inside[entry.name])
+    return found
 
 
 def read_h5(path):
@@ -99,7 +106,8 @@ def read_h5(path):
         A `LegacyModel`.
 
     Raises:
-        ValueError: If it holds weights only, or a subclassed model.
+        ValueError: If it holds weights only, or a subclassed model, or if Keras 1
+            wrote it.
     """
     with opened(path) as file:
         if "model_config" not in file.attrs:
@@ -107,7 +115,10 @@ def read_h5(path):
                 f"{os.fspath(path)!r} holds weights only. Build the model in Keras 3 "
                 "and call model.load_weights(path)."
             )
+        _check_keras_1(path)
         config = json.loads(_text(file.attrs["model_config"]))
+        if not isinstance(config, dict) or not {"class_name", "config"} <= set(config):
+            raise KeyError("`model_config` tells of no layers")
         groups = file["model_weights"]
         weights = {
             _text(name): [
@@ -154,7 +165,40 @@ def keras_version(path):
     return "1" if version is None else _text(version)
 
 
+def _check_keras_1(path):
+    version = keras_version(path)
+    if version.split(".")[0] == "1":
+        raise ValueError(
+            f"{os.fspath(path)!r} was written by Keras 1, whose layers have other "
+            "arguments and orders of weights. Load it with Keras 2.0 to 2.3, which "
+            "translate them (pip install keras==2.3.1 tensorflow==1.15, in Python "
+            "3.7), and save it there again."
+        )
+
+
 MODELS = ("Functional", "Model", "ModelV2")
+# How the names of TFMOT's classes of wrappers begin.
+WRAPPERS = (
+    "PruneLowMagnitude",
+    "ClusterWeights",
+    "QuantizeAnnotate",
+    "QuantizeWrapper",
+)
+
+
+def is_model(class_name):
+    """Whether a class of Keras 2 is a model that has a graph."""
+    return class_name.split(">")[-1] in (*MODELS, "Sequential")
+
+
+def holds_wrappers(config):
+    """Whether a layer in a model's config, nested ones included, has a wrapper."""
+    return any(
+        entry["class_name"].split(">")[-1].startswith(WRAPPERS)
+        or is_model(entry["class_name"])
+        and holds_wrappers(entry["config"])
+        for entry in (config if isinstance(config, list) else config["layers"])
+    )
 
 
 def from_config(kind, config, weights):
@@ -167,16 +211,7 @@ def from_config(kind, config, weights):
     """
     # Keras 2.2 and older wrote the list of layers and nothing else.
     config = {"layers": config} if isinstance(config, list) else config
-    layers = [
-        LegacyLayer(
-            name=entry.get("name") or entry["config"]["name"],
-            class_name=entry["class_name"].split(">")[-1],
-            config=entry["config"],
-            inbound=entry.get("inbound_nodes") or [],
-            weights=weights.get(entry.get("name") or entry["config"]["name"], []),
-        )
-        for entry in config["layers"]
-    ]
+    layers = [_entry(*numbered, weights) for numbered in enumerate(config["layers"])]
     if kind == "Sequential" and layers[0].class_name != "InputLayer":
         shape = _first_shape(layers[0].config) or config.get("build_input_shape")
         if shape is None:
@@ -192,6 +227,22 @@ def from_config(kind, config, weights):
         layers,
         config.get("input_layers"),
         config.get("output_layers"),
+    )
+
+
+def _entry(number, entry, weights):
+    config = entry["config"]
+    if isinstance(config, list):
+        # A Sequential model of Keras 2.2; inside another one it has no name there.
+        name = entry.get("name") or (list(weights) or [f"sequential_{number}"])[number]
+        config = {"name": name, "layers": config}
+    name = entry.get("name") or config["name"]
+    return LegacyLayer(
+        name=name,
+        class_name=entry["class_name"].split(">")[-1],
+        config=config,
+        inbound=entry.get("inbound_nodes") or [],
+        weights=weights.get(name, []),
     )
 
 

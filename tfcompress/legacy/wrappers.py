@@ -9,12 +9,14 @@ Example:
     ```
 """
 
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tfcompress.legacy.layers import UnsupportedLegacyLayer
-from tfcompress.legacy.read import LegacyLayer
+from tfcompress.legacy.read import WRAPPERS, LegacyLayer, is_model
 
 _OWN_OF_QUANTIZATION = (
     "optimizer_step",
@@ -23,6 +25,11 @@ _OWN_OF_QUANTIZATION = (
     "ori_weights_vars_tf",
 )
 _OWN_OF_PRUNING = ("mask", "threshold", "pruning_step")
+# Of "cluster_lstm/cluster_centroids_kernel/0:0": what it is, of which weight, and of
+# which cell of a recurrent layer.
+_CLUSTERING = re.compile(
+    r"(cluster_centroids_|pulling_indices_|original_weight_|)([^/:]+)(?:/(\d+))?(?::\d+)?$"
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,52 @@ def _inner(entry, weights):
     )
 
 
+def inner_name(entry):
+    """The name of the layer in a wrapper of TFMOT's, or of the layer itself."""
+    wrapped = entry.class_name.startswith(WRAPPERS)
+    return entry.config["layer"]["config"]["name"] if wrapped else entry.name
+
+
+def parted(entry):
+    """The weights of a nested model by the layers that they are of, by their names.
+
+    Args:
+        entry: `LegacyLayer` of a nested model with wrappers in it.
+
+    Returns:
+        Dict from the name of a layer in it to its list of `(name, array)`.
+
+    Raises:
+        UnsupportedLegacyLayer: If a name does not tell a weight's layer.
+    """
+    inside = {e["config"]["name"]: _scopes(e) for e in entry.config["layers"]}
+    found = {name: [] for name in inside}
+    for weight, array in entry.weights:
+        fits = {
+            name: max((len(s) for s in scopes if f"/{s}/" in f"/{weight}"), default=0)
+            for name, scopes in inside.items()
+        }
+        best = [name for name, length in fits.items() if length == max(fits.values())]
+        if len(best) != 1:
+            raise UnsupportedLegacyLayer(
+                f"weight {weight!r} of the nested model {entry.name!r} could be of "
+                f"layers {best[:5]}. Load the model in tf_keras and pass it to "
+                "tfc.from_tfmot"
+            )
+        found[best[0]].append((weight, array))
+    return found
+
+
+def _scopes(entry):
+    """Names that lead those of the weights of a layer, or of a nested model."""
+    config = entry["config"]
+    if is_model(entry["class_name"]):
+        return set().union(*map(_scopes, config["layers"]))
+    inner = config.get("layer")
+    name = [inner["config"]["name"]] if isinstance(inner, dict) else []
+    return {config["name"], *name}
+
+
 def short(name):
     """`"kernel"` of `"block/conv/kernel:0"`."""
     return name.split(":")[0].split("/")[-1]
@@ -113,21 +166,22 @@ class _Masked(np.ndarray):
 
 def _clustered(entry):
     """Each weight at its nearest centroid, which is what TFMOT computes with."""
-    centroids, own = {}, []
+    centroids, own, count = {}, [], Counter()
     for name, array in entry.weights:
-        last = short(name)
-        if last.startswith("cluster_centroids_"):
-            centroids[last.removeprefix("cluster_centroids_")] = array
-        elif not last.startswith("pulling_indices_"):
-            own.append((name.replace("original_weight_", ""), array))
+        kind, of, cell = _CLUSTERING.search(name).groups()
+        if kind == "cluster_centroids_":
+            centroids[of, int(cell or 0)] = array
+        elif kind != "pulling_indices_":
+            # Of a recurrent layer with several cells each has its kernel.
+            own.append(((of, count[of]), name.replace("original_weight_", ""), array))
+            count[of] += 1
     keep_zeros = entry.config.get("preserve_sparsity", False)
     found = []
-    for name, array in own:
-        key = short(name)
+    for key, name, array in own:
         if key in centroids:
             array = _nearest(array, centroids[key], keep_zeros)
-        found.append((name, array))
-    missing = set(centroids) - {short(name) for name, _ in own}
+        found.append((re.sub(r"/\d+$", "", name.split(":")[0]), array))
+    missing = {of for of, _ in set(centroids) - {key for key, _, _ in own}}
     if missing:
         raise UnsupportedLegacyLayer(
             f"layer {entry.name!r} has clusters for {sorted(missing)}, which it has no "
