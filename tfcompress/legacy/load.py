@@ -12,7 +12,9 @@ import pathlib
 import zipfile
 
 import keras
+from absl import logging
 
+from tfcompress.checks import is_legacy_model
 from tfcompress.legacy.build import build
 from tfcompress.legacy.read import described, keras_version, read_h5
 
@@ -21,9 +23,11 @@ def load_model(path, *, custom_objects=None, compile=False):
     """Loads a `.keras` or `.h5` file as a Keras 3 model, whichever version wrote it.
 
     Files of Keras 3 are loaded by `keras.models.load_model`, safe mode on. Those of
-    Keras 1 and 2 are rebuilt in Keras 3 with the same weights, and predict the same:
-    arguments that went are translated, and what differs under one name (Keras 2's
-    `hard_sigmoid`) keeps its old meaning. TFMOT's wrappers in an `.h5` file are taken
+    Keras 2 are rebuilt in Keras 3 with the same weights, and predict the same:
+    arguments that went are translated, what differs under one name (Keras 2's
+    `hard_sigmoid`) keeps its old meaning, and `/` in the names of layers becomes `_`.
+    The code of a `Lambda` is not run: such a model is refused, but for an `.h5` file
+    with a class for it in `custom_objects`. TFMOT's wrappers in an `.h5` file are taken
     off; `from_tfmot` keeps the ranges of quantization too.
 
     Args:
@@ -43,7 +47,14 @@ def load_model(path, *, custom_objects=None, compile=False):
     path = checked_path(path)
     description = legacy_description(path)
     if description is not None:
-        return build(description, custom_objects).model
+        built = build(description, custom_objects)
+        if built.quantizations:
+            logging.warning(
+                "%r is quantization-aware; this is the float model of it. "
+                "tfc.from_tfmot(path) keeps its ranges and grids.",
+                os.fspath(path),
+            )
+        return built.model
     try:
         return keras.models.load_model(
             path, custom_objects=custom_objects, compile=compile
@@ -112,8 +123,9 @@ def _through_tf_keras(path):
             "reads. Install it (pip install tf-keras), or load and save it there as "
             "an .h5 file."
         ) from err
+    _check_no_code(path)
     try:
-        model = tf_keras.models.load_model(path, compile=False)
+        model = tf_keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as err:
         reason = " ".join(str(err).split())[:300]
         raise ValueError(
@@ -121,4 +133,69 @@ def _through_tf_keras(path):
             "your own, or TFMOT's, load it in tf_keras with them and pass the model "
             "to tfc.from_tfmot, or save it as an .h5 file."
         ) from err
+    if not is_legacy_model(model):
+        raise ValueError(_EXPORTED.format(os.fspath(path)))
     return described(model)
+
+
+_EXPORTED = (
+    "{!r} holds functions without the layers that they came from: model.export or "
+    "tf.saved_model.save wrote it. Load the .keras or .h5 file of that model instead."
+)
+
+
+def _check_no_code(path):
+    """Raises an error if `tf_keras` would run Python code that the path holds."""
+    texts = _metadata(path) if path.is_dir() else [_zip_config(path)]
+    try:
+        found = any(_holds_code(json.loads(text)) for text in texts)
+    except ValueError as err:
+        raise ValueError(f"{os.fspath(path)!r} is damaged: {err}.") from err
+    if found:
+        raise ValueError(
+            f"{os.fspath(path)!r} has a Lambda, whose Python code would run as it is "
+            "loaded. If you trust it, load it in tf_keras and pass the model to "
+            "tfc.from_tfmot, with a Keras 3 layer class that does the same: "
+            "custom_objects={'Lambda': YourLayer}."
+        )
+
+
+def _zip_config(path):
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.read("config.json")
+    except (KeyError, zipfile.BadZipFile) as err:
+        raise ValueError(f"{os.fspath(path)!r} is damaged: {err}.") from err
+
+
+def _metadata(path):
+    """What a SavedModel says of its layers, in JSON; nothing is loaded."""
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+    from tf_keras.protobuf.saved_metadata_pb2 import SavedMetadata
+
+    file = path / "keras_metadata.pb"
+    try:
+        if file.is_file():
+            nodes = SavedMetadata.FromString(file.read_bytes()).nodes
+        else:
+            # Until TensorFlow 2.4.
+            model = SavedModel.FromString((path / "saved_model.pb").read_bytes())
+            objects = model.meta_graphs[0].object_graph_def.nodes
+            nodes = [node.user_object for node in objects]
+    except (DecodeError, IndexError) as err:
+        raise ValueError(f"{os.fspath(path)!r} is damaged: {err}.") from err
+    texts = [node.metadata for node in nodes if node.metadata]
+    if not texts:
+        raise ValueError(_EXPORTED.format(os.fspath(path)))
+    return texts
+
+
+def _holds_code(config):
+    """Whether a `Lambda`, or a lambda as an activation, is in a config."""
+    if isinstance(config, dict):
+        name = config.get("class_name")
+        if isinstance(name, str) and name.split(">")[-1] in ("Lambda", "__lambda__"):
+            return True
+        config = list(config.values())
+    return isinstance(config, list) and any(map(_holds_code, config))
