@@ -201,6 +201,55 @@ def old_sequential():
     write("old_sequential", model, RNG.normal(size=(16, 3)).astype("float32"))
 
 
+def inner_model():
+    inputs = tf_keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="inner_conv")(inputs)
+    bn = layers.BatchNormalization(name="inner_bn")
+    model = tf_keras.Model(inputs, layers.Conv2D(2, 1, name="last_conv")(bn(x)))
+    bn.set_weights([RNG.uniform(0.5, 1.5, 4) for _ in range(4)])
+    deep = tf_keras.Sequential(
+        [layers.Flatten(input_shape=(6, 6, 2)), layers.Dense(3, name="deep_dense")],
+        name="deep",
+    )
+    return tf_keras.Model(model.input, deep(model.output), name="inner")
+
+
+def wrapped_inside():
+    """Wrappers of the layers of nested models, and of recurrent layers."""
+    tf_keras.utils.set_random_seed(6)
+    images = RNG.normal(size=(8, 8, 8, 3)).astype("float32")
+    for name, wrap in (
+        ("pruned_nested", tfmot.sparsity.keras.prune_low_magnitude),
+        ("clustered_nested", cluster),
+    ):
+        parts = [tf_keras.Input((8, 8, 3)), inner_model(), layers.Dense(3)]
+        write(name, wrap(tf_keras.Sequential(parts)), images)
+    parts = [layers.LSTM(4, return_sequences=True), layers.GRU(4), layers.Dense(3)]
+    model = cluster(tf_keras.Sequential([tf_keras.Input((5, 4)), *parts]))
+    write("clustered_recurrent", model, RNG.normal(size=(8, 5, 4)).astype("float32"))
+
+
+def cluster(model):
+    start = tfmot.clustering.keras.CentroidInitialization.LINEAR
+    return tfmot.clustering.keras.cluster_weights(
+        model, number_of_clusters=4, cluster_centroids_init=start
+    )
+
+
+def partly_quantized():
+    """Some layers without a quantizer, one of which has a similar name."""
+    tf_keras.utils.set_random_seed(7)
+    part = tfmot.quantization.keras.quantize_annotate_layer
+    inputs = tf_keras.Input((12, 12, 3))
+    x = layers.Conv2D(4, 3, activation="relu", name="before")(inputs)
+    x = part(layers.Conv2D(4, 3, activation="relu", name="conv"))(x)
+    x = layers.Conv2D(4, 3, name="conv_b")(x)
+    model = tf_keras.Model(inputs, layers.GlobalAveragePooling2D(name="gap")(x))
+    model = quantize(model)
+    set_ranges(model)
+    write("partly_quantized", model, X)
+
+
 def not_translatable():
     inputs = tf_keras.Input((4,))
     x = layers.Lambda(lambda t: t * 2, name="twice")(inputs)
@@ -218,6 +267,8 @@ if __name__ == "__main__":
         recurrent,
         nested,
         old_sequential,
+        wrapped_inside,
+        partly_quantized,
         not_translatable,
     ):
         make()

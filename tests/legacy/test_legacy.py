@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -26,7 +27,16 @@ pytest.importorskip("tf_keras")
 if importlib.util.find_spec("tensorflow_model_optimization") is None:
     pytest.skip("needs TFMOT", allow_module_level=True)
 
-PLAIN = ("pruned", "clustered", "clustered_sparse", "recurrent", "nested")
+PLAIN = (
+    "pruned",
+    "clustered",
+    "clustered_sparse",
+    "recurrent",
+    "nested",
+    "pruned_nested",
+    "clustered_nested",
+    "clustered_recurrent",
+)
 QUANTIZED = ("quantized", "quantized_sparse", "quantized_sequential")
 
 
@@ -191,6 +201,27 @@ def _kernels(file):
     """Integers of kernels, in the order of the network."""
     kinds = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
     return [op.inputs[1].value() for op in file.operations if op.operator in kinds]
+
+
+def test_layers_that_tfmot_left_float_stay_so(models, tmp_path):
+    model, report = tfc.from_tfmot(models / "partly_quantized.h5", return_report=True)
+    # The wrapper that TFMOT puts around "before" rounds its output only.
+    assert sorted(report.floats) == ["before", "conv_b", "gap"]
+    assert "float in TFMOT, and here: conv_b, gap, before" in str(report)
+    assert [w.name for w in find_layers(model, TransformWeights)] == ["conv"]
+    assert report.grids == ("conv",) and report.missing == report.unused == ()
+    inputs, (expected,) = _arrays(models, "partly_quantized")
+    np.testing.assert_allclose(_predicted(model, inputs)[0], expected, atol=2e-3)
+
+
+def test_loading_a_quantization_aware_file_names_from_tfmot(models, caplog):
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        tfc.load_model(models / "quantized.h5")
+    assert "tfc.from_tfmot(path) keeps its ranges" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        tfc.load_model(models / "pruned.h5")
+    assert not caplog.text
 
 
 def test_training_goes_on(models):

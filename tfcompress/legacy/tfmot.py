@@ -7,7 +7,9 @@ Example:
     ```
 """
 
+import dataclasses
 import os
+import re
 from dataclasses import dataclass
 
 import keras
@@ -23,6 +25,8 @@ from tfcompress.legacy.read import described
 from tfcompress.numerics.affine import reduced_axes
 from tfcompress.passes.quantization_config import QuantizationConfig
 from tfcompress.passes.quantize import quantize_aware
+from tfcompress.passes.quantize_rules import KERNELS
+from tfcompress.selection import Rule
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class TFMOTReport:
         missing: Names of quantizers for which TFMOT has no range: they have that of
             the calibration data, or learn one in training.
         unused: Names of layers whose range by TFMOT is of no tensor of the file.
+        floats: Names of the layers that TFMOT left float, and that stay so; what is
+            rounded behind them is.
     """
 
     grids: tuple = ()
@@ -44,6 +50,7 @@ class TFMOTReport:
     merged: tuple = ()
     missing: tuple = ()
     unused: tuple = ()
+    floats: tuple = ()
 
     def __str__(self):
         lines = [
@@ -53,6 +60,7 @@ class TFMOTReport:
             ("one scale in TFLite, several in TFMOT", self.merged),
             ("no range in TFMOT", self.missing),
             ("range that no tensor of the file has", self.unused),
+            ("float in TFMOT, and here", self.floats),
         ):
             if names:
                 lines.append(f"{what}: {', '.join(names)}")
@@ -68,7 +76,8 @@ def from_tfmot(
     back as a plain model. A quantization-aware one becomes what
     `tfc.quantize_aware` returns, with the same ranges of activations and grids of
     weights (as learned steps, which hold any grid), ready to train further or to
-    export. TFMOT is not imported.
+    export. Layers that TFMOT left float stay float, and the report names them. TFMOT is
+    not imported.
 
     Args:
         model: Functional or Sequential `tf_keras` model; or a path of an `.h5` file
@@ -132,11 +141,34 @@ def _quantization_aware(built, calibration_data):
             "the float model with tfc.quantize_aware and rules instead."
         )
     config = QuantizationConfig(weights="learned_step", weight_bits=bits.pop())
+    floats = _floats(built)
     model = quantize_aware(
-        built.model, config, calibration_data=calibration_data, preserve=()
+        built.model,
+        config,
+        calibration_data=calibration_data,
+        rules=_float_rules(floats),
+        preserve=(),
     )
     grids = _set_steps(model, built.quantizations)
-    return model, _set_ranges(model, built.quantizations, grids)
+    report = _set_ranges(model, built.quantizations, grids)
+    return model, dataclasses.replace(report, floats=tuple(floats))
+
+
+def _floats(built):
+    """Names of layers without a wrapper, or whose wrapper rounds their output alone."""
+    kernels = tuple(KERNELS)
+    layers = {layer.name: layer for layer in built.model.layers}
+    return built.plain + [
+        name
+        for name, quantization in built.quantizations.items()
+        if isinstance(layers.get(name), kernels) and not quantization.steps
+    ]
+
+
+def _float_rules(names):
+    """Rules that leave the layers of these names, and what is in them, float."""
+    listed = "|".join(map(re.escape, names))
+    return [Rule(f"^({listed})(/|$)", quantize=False)] if names else []
 
 
 def _set_steps(model, quantizations):

@@ -66,7 +66,8 @@ def check_ranges(model):
         raise ValueError(
             f"Model {model.name!r} has seen no data, so {len(unseen)} quantizer(s) "
             f"have no range ({unseen[0]!r}, ...). Pass `calibration_data` to "
-            "`quantize_aware`, or `fit` the model first."
+            "`quantize_aware`, or to the `from_tfmot` that made the model, or `fit` it "
+            "first."
         )
 
 
