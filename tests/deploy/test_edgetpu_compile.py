@@ -1,6 +1,7 @@
 """Running the compiler: what is accepted, what is said, and what stays untouched."""
 
 import json
+import os
 import pathlib
 import pickle
 import shlex
@@ -238,16 +239,86 @@ def test_options_out_of_place_are_errors(model, fake, tmp_path, options, message
 
 def test_lists_of_models_are_checked(model, fake, tmp_path):
     fake("success")
-    other = tmp_path / "dense.tflite"
-    other.write_bytes(MODEL.read_bytes())
-    with pytest.raises(ValueError, match="dense.tflite more than once"):
-        compile_edgetpu([model, other])
+    for other in (tmp_path / "dense.tflite", model.with_suffix(".lite")):
+        other.write_bytes(MODEL.read_bytes())
+        with pytest.raises(ValueError, match="Received more than once: dense"):
+            compile_edgetpu([model, other])
     with pytest.raises(ValueError, match="is an empty list"):
         compile_edgetpu([])
     second = model.with_name("second.tflite")
     second.write_bytes(MODEL.read_bytes())
     with pytest.raises(ValueError, match="Compile them one by one"):
         compile_edgetpu([model, second], num_segments=2)
+
+
+def test_paths_may_come_from_any_iterable(model, fake):
+    fake("success")
+    (result,) = compile_edgetpu(path for path in [model])
+    assert result.path == str(model.with_name("dense_edgetpu.tflite"))
+    for wrong in (3, None, [model, 3]):
+        with pytest.raises(TypeError, match="must be the path of a .tflite file"):
+            compile_edgetpu(wrong)
+
+
+def test_result_that_would_overwrite_an_input_is_refused(model, fake, tmp_path):
+    fake("success")
+    second = model.with_name("dense_edgetpu.tflite")
+    second.write_bytes(MODEL.read_bytes())
+    link = tmp_path / "link"
+    link.symlink_to(model.parent)
+    for out_dir in (None, link):
+        with pytest.raises(ValueError, match="take the place of an input") as error:
+            compile_edgetpu([model, second], out_dir)
+        assert "dense_edgetpu.tflite" in str(error.value)
+    assert second.read_bytes() == MODEL.read_bytes()
+    assert not (tmp_path / "notes").exists()
+    compile_edgetpu([model, second], tmp_path / "out")
+    assert second.read_bytes() == MODEL.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".tflite", ".log"])
+def test_folder_in_the_place_of_a_result_is_refused(model, fake, tmp_path, suffix):
+    fake("success")
+    second = model.with_name("second.tflite")
+    second.write_bytes(MODEL.read_bytes())
+    old = model.with_name("dense_edgetpu.tflite")
+    old.write_bytes(b"old model")
+    second.with_name("second_edgetpu" + suffix).mkdir()
+    with pytest.raises(IsADirectoryError, match=f"second_edgetpu{suffix}.*a folder"):
+        compile_edgetpu([model, second])
+    assert old.read_bytes() == b"old model"
+    assert not (tmp_path / "notes").exists()
+    with pytest.raises(NotADirectoryError, match="which is a file"):
+        compile_edgetpu(model, old)
+
+
+def test_result_that_cannot_be_moved_leaves_the_old_ones(model, fake, monkeypatch):
+    fake("success")
+    second = model.with_name("second.tflite")
+    second.write_bytes(MODEL.read_bytes())
+    old = model.with_name("dense_edgetpu.tflite")
+    old.write_bytes(b"old model")
+    replace = os.replace
+
+    def refuse_second(source, target):
+        if pathlib.Path(target).name == "second_edgetpu.log":
+            raise PermissionError("not that one")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_second)
+    with pytest.raises(PermissionError, match="not that one"):
+        compile_edgetpu([model, second])
+    assert old.read_bytes() == b"old model"
+    assert len(list(model.parent.iterdir())) == 3  # Two inputs and the old result.
+
+
+def test_result_of_a_link_lies_beside_the_link(model, fake, tmp_path):
+    fake("success")
+    link = tmp_path / "named.tflite"
+    link.symlink_to(model)
+    result = compile_edgetpu(link)
+    assert result.path == str(tmp_path / "named_edgetpu.tflite")
+    assert len(list(model.parent.iterdir())) == 1
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from tfcompress.deploy.edgetpu_check import COMPILED_OPERATOR, check_file
 from tfcompress.deploy.edgetpu_log import CompiledModel, parse_compiler_output
 from tfcompress.deploy.edgetpu_options import DEFAULT_TIMEOUT_SEC, compiler_options
+from tfcompress.deploy.edgetpu_places import check_places, input_paths, places
 from tfcompress.deploy.edgetpu_process import (
     COMPILER,
     EdgeTPUCompilerError,
@@ -27,6 +28,7 @@ from tfcompress.deploy.edgetpu_process import (
 from tfcompress.deploy.edgetpu_process import (
     EdgeTPUCompilerNotFound as EdgeTPUCompilerNotFound,
 )
+from tfcompress.deploy.files import replace_together
 from tfcompress.deploy.tflite_file import TFLiteFile, read_tflite
 
 
@@ -78,14 +80,15 @@ def compile_edgetpu(
     """Compiles a `.tflite` file for the Edge TPU, or several for one Edge TPU.
 
     The result, `NAME_edgetpu.tflite` and `NAME_edgetpu.log`, is moved to its place
-    when all of it is complete: after a failure older results are still there,
-    untouched.
+    when all of it is complete: after a failure older results are still there, and no
+    new ones. No input is overwritten.
 
     Args:
-        path: Path of an 8-bit `.tflite` file; or a list of paths, whose models are
-            compiled together and share the memory for parameters, the first ones
+        path: Path of an 8-bit `.tflite` file; or an iterable of paths, whose models
+            are compiled together and share the memory for parameters, the first ones
             first.
-        out_dir: Folder for the result, created if absent; by default that of `path`.
+        out_dir: Folder for the result, created if absent; by default that of `path`
+            (of a symbolic link, where the link is).
         compiler: Path or name of the compiler; by default `edgetpu_compiler` on PATH.
         container: Name of a docker image that has `edgetpu_compiler`. Where there is
             no compiler but docker has an image `edgetpu-compiler`, that is taken.
@@ -103,14 +106,16 @@ def compile_edgetpu(
         timeout_sec: Seconds after which the compiler is killed, tries included.
 
     Returns:
-        An `EdgeTPUCompilation`; for a list of paths a tuple of them in its order; with
+        An `EdgeTPUCompilation`; for several paths a tuple of them in that order; with
         `num_segments` a tuple of them, first segment first.
 
     Raises:
         FileNotFoundError: If there is no such file; `EdgeTPUCompilerNotFound` if there
             is no compiler.
-        ValueError: If a file is damaged, no TFLite model, or compiled already, or an
-            option is out of place.
+        TypeError: If `path` is no path and no iterable of them.
+        ValueError: If a file is damaged, no TFLite model, or compiled already, an
+            option is out of place, or a result would take the place of an input.
+        OSError: If a result cannot be written where it belongs.
         EdgeTPUCompilerError: If the compiler fails, takes too long, writes nothing
             usable or maps nothing in one of the models or segments; `.log` holds its
             parsed output.
@@ -118,9 +123,8 @@ def compile_edgetpu(
     Reference:
         https://coral.ai/docs/edgetpu/compiler/ (options of version 16)
     """
-    several = isinstance(path, (list, tuple))
-    paths = [pathlib.Path(p).resolve() for p in (path if several else [path])]
-    _check_names(paths)
+    several = not isinstance(path, (str, os.PathLike))
+    paths = input_paths(path if several else [path])
     models = [read_tflite(p) for p in paths]
     checks = [check_file(model) for model in models]
     options = compiler_options(
@@ -135,8 +139,9 @@ def compile_edgetpu(
     )
     program = find_compiler(compiler, container)
     out_dir = paths[0].parent if out_dir is None else pathlib.Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
     job = _Job(program, tuple(paths), tuple(checks), num_segments)
+    check_places(out_dir, job.expected(), paths)
+    out_dir.mkdir(parents=True, exist_ok=True)
     # Inside `out_dir`, since os.replace is atomic only within a file system.
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".edgetpu_") as folder:
         folder = pathlib.Path(folder)
@@ -144,20 +149,8 @@ def compile_edgetpu(
         if done.code != 0:
             raise job.failed(log, _why_stopped(done, log, timeout_sec))
         outputs = job.outputs(folder, log)
-        compiled = tuple(_publish(output, log, out_dir, job) for output in outputs)
+        compiled = _publish(outputs, log, out_dir, job)
     return compiled if several or num_segments else compiled[0]
-
-
-def _check_names(paths):
-    if not paths:
-        raise ValueError("`path` is an empty list. Pass at least one .tflite file.")
-    names = [p.name for p in paths]
-    double = sorted({name for name in names if names.count(name) > 1})
-    if double:
-        raise ValueError(
-            "Files that are compiled together must have different names, for so have "
-            f"the results. Received: {', '.join(double)} more than once."
-        )
 
 
 @dataclass(frozen=True)
@@ -271,15 +264,23 @@ def _statuses(path, log):
     return statuses or log.statuses
 
 
-def _publish(output, log, out_dir, job):
+def _publish(outputs, log, out_dir, job):
+    """Moves models and logs to `out_dir`: all of them, or none."""
+    compiled = tuple(_described(output, log, out_dir, job) for output in outputs)
+    written = [pathlib.Path(output.file.path) for output in outputs]
+    for path in written:
+        if not path.with_suffix(".log").exists():
+            path.with_suffix(".log").write_text(log.text)
+    sources = places(written[0].parent, [path.name for path in written])
+    targets = places(out_dir, [path.name for path in written])
+    replace_together(list(zip(sources, targets, strict=True)))
+    return compiled
+
+
+def _described(output, log, out_dir, job):
     written = pathlib.Path(output.file.path)
     target = out_dir / written.name
     statuses = _statuses(written, log)
-    written_log = written.with_suffix(".log")
-    if not written_log.exists():
-        written_log.write_text(log.text)
-    os.replace(written_log, target.with_suffix(".log"))
-    os.replace(written, target)
     cpu = sum(op.operator != COMPILED_OPERATOR for op in output.file.operations)
     total = output.operations or sum(row.count for row in statuses)
     return EdgeTPUCompilation(
