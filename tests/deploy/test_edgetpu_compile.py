@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 
+import numpy as np
 import pytest
 from fake_edgetpu_compiler import compiled_model
 
@@ -16,6 +17,7 @@ from tfcompress.deploy.edgetpu_compile import (
     EdgeTPUCompilerNotFound,
     compile_edgetpu,
 )
+from tfcompress.deploy.edgetpu_options import total_limit
 from tfcompress.deploy.tflite_file import read_tflite
 
 HERE = pathlib.Path(__file__).parent
@@ -216,6 +218,53 @@ def test_intermediate_tensors_are_checked_and_passed_on(model, fake, tmp_path):
         assert name in str(e.value)
 
 
+def test_timeout_is_that_of_each_try(model, fake):
+    fake("slow_search")
+    # Three tries of 0.6 s each.
+    result = compile_edgetpu(model, search_delegate=True, timeout_sec=1)
+    assert (result.mapped_count, result.cpu_count) == (2, 1)
+    with pytest.raises(EdgeTPUCompilerError, match="did not finish in 1 seconds, all"):
+        compile_edgetpu(model, search_delegate=True, total_timeout_sec=1)
+
+
+def test_limit_of_all_tries():
+    assert total_limit(180) == 185
+    assert total_limit(20, num_segments=3) == 65
+    assert total_limit(20, search_delegate=True) == 205
+    assert total_limit(20, num_segments=3, search_delegate=True) == 605
+    assert total_limit(20, 7, num_segments=3) == 7
+
+
+@pytest.mark.parametrize("name", ["timeout_sec", "total_timeout_sec"])
+@pytest.mark.parametrize("value", ["20", True, 0, -1, float("nan"), float("inf")])
+def test_seconds_are_checked(model, fake, tmp_path, name, value):
+    fake("success")
+    error = TypeError if isinstance(value, (str, bool)) else ValueError
+    with pytest.raises(error, match=f"`{name}` must be .*Received: {name}={value!r}"):
+        compile_edgetpu(model, **{name: value})
+    assert not (tmp_path / "notes").exists()
+
+
+def test_no_number_of_seconds_is_an_error(model, fake):
+    fake("success")
+    with pytest.raises(TypeError, match="must be a number of seconds"):
+        compile_edgetpu(model, timeout_sec=None)
+
+
+def test_numbers_of_numpy_are_numbers(model, fake, tmp_path):
+    fake("success")
+    results = compile_edgetpu(
+        model,
+        num_segments=np.int64(2),
+        min_runtime_version=np.int32(13),
+        timeout_sec=np.float32(19.5),
+    )
+    assert len(results) == 2
+    assert json.loads((tmp_path / "notes").read_text())[:7] == shlex.split(
+        "-s -m 13 -n 2 --timeout_sec 20"
+    )
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -342,7 +391,7 @@ def docker(tmp_path, monkeypatch):
 @pytest.mark.parametrize("image", [None, "my/image:2"])
 def test_container_compiles_where_there_is_no_compiler(model, docker, image):
     result = compile_edgetpu(model, container=image)
-    assert result.container == image or result.container == "edgetpu-compiler"
+    assert result.container == (image or "edgetpu-compiler")
     assert (result.mapped_count, result.cpu_count) == (3, 0)
     assert result.path == str(model.with_name("dense_edgetpu.tflite"))
     assert len(list(model.parent.iterdir())) == 3
@@ -350,6 +399,24 @@ def test_container_compiles_where_there_is_no_compiler(model, docker, image):
     assert run[0] == "run" and "--rm" in run
     assert run[run.index("--network") + 1] == "none"
     assert run[run.index(result.container) + 1] == "edgetpu_compiler"
+
+
+@pytest.mark.parametrize("name", ["a:b", 'a,b "c"=d'])
+def test_folder_of_any_name_is_mounted(docker, tmp_path, name):
+    model = tmp_path / name / "dense.tflite"
+    model.parent.mkdir()
+    model.write_bytes(MODEL.read_bytes())
+    result = compile_edgetpu(model)
+    assert result.path == str(model.with_name("dense_edgetpu.tflite"))
+
+
+def test_user_is_named_where_there_are_user_numbers(model, docker, monkeypatch):
+    compile_edgetpu(model)
+    run = docker()[-1]
+    assert run[run.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
+    monkeypatch.delattr(os, "getuid")  # As on Windows.
+    compile_edgetpu(model)
+    assert "--user" not in docker()[-1]
 
 
 def test_compiler_on_this_machine_goes_before_a_container(model, docker, fake):
@@ -372,7 +439,7 @@ def test_image_without_the_compiler_is_an_error(model, docker, monkeypatch):
 def test_container_that_hangs_is_killed(model, docker, monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_EDGETPU", "hangs")
     with pytest.raises(EdgeTPUCompilerError, match="did not finish in 2 seconds"):
-        compile_edgetpu(model, timeout_sec=2)
+        compile_edgetpu(model, total_timeout_sec=2)
     run, kill = docker()[-2:]
     assert kill == ["kill", run[run.index("--name") + 1]]
     assert not _runs(int((tmp_path / "docker.pid").read_text()))
@@ -381,7 +448,12 @@ def test_container_that_hangs_is_killed(model, docker, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "images, image, message",
     [
-        ("", None, "No executable edgetpu_compiler on PATH"),
+        (
+            "",
+            None,
+            "on PATH, and image 'edgetpu-compiler' cannot be run: .*No such image",
+        ),
+        (None, None, "on PATH, .* cannot be run: Cannot connect to the Docker daemon"),
         ("", "my/image:2", "No such image: my/image:2"),
         (None, "my/image:2", "Cannot connect to the Docker daemon"),
     ],
@@ -420,7 +492,7 @@ def test_hanging_compiler_is_killed_with_its_children(model, fake, tmp_path):
     old.write_bytes(b"old model")
     start = time.monotonic()
     with pytest.raises(EdgeTPUCompilerError, match="did not finish in 1 seconds"):
-        compile_edgetpu(model, timeout_sec=1)
+        compile_edgetpu(model, total_timeout_sec=1)
     assert time.monotonic() - start < 10
     assert old.read_bytes() == b"old model"
     assert not _runs(int((tmp_path / "notes").read_text()))

@@ -18,7 +18,11 @@ from dataclasses import dataclass
 
 from tfcompress.deploy.edgetpu_check import COMPILED_OPERATOR, check_file
 from tfcompress.deploy.edgetpu_log import CompiledModel, parse_compiler_output
-from tfcompress.deploy.edgetpu_options import DEFAULT_TIMEOUT_SEC, compiler_options
+from tfcompress.deploy.edgetpu_options import (
+    DEFAULT_TIMEOUT_SEC,
+    compiler_options,
+    total_limit,
+)
 from tfcompress.deploy.edgetpu_places import check_places, input_paths, places
 from tfcompress.deploy.edgetpu_process import (
     COMPILER,
@@ -76,6 +80,7 @@ def compile_edgetpu(
     delegate_search_step=None,
     multiple_subgraphs=False,
     timeout_sec=DEFAULT_TIMEOUT_SEC,
+    total_timeout_sec=None,
 ):
     """Compiles a `.tflite` file for the Edge TPU, or several for one Edge TPU.
 
@@ -103,7 +108,11 @@ def compile_edgetpu(
         delegate_search_step: Number of operations by which that goes on.
         multiple_subgraphs: Whether the model may go to the Edge TPU in several parts.
             The compiler calls this experimental.
-        timeout_sec: Seconds after which the compiler is killed, tries included.
+        timeout_sec: Seconds for each try of each segment, of which version 16 of the
+            compiler keeps account.
+        total_timeout_sec: Seconds after which the compiler is killed with all its
+            tries; by default 5 more than `timeout_sec`, or than that times
+            `num_segments`, ten times as much with `search_delegate`.
 
     Returns:
         An `EdgeTPUCompilation`; for several paths a tuple of them in that order; with
@@ -112,7 +121,8 @@ def compile_edgetpu(
     Raises:
         FileNotFoundError: If there is no such file; `EdgeTPUCompilerNotFound` if there
             is no compiler.
-        TypeError: If `path` is no path and no iterable of them.
+        TypeError: If `path` is no path and no iterable of them, or a number of
+            seconds is none.
         ValueError: If a file is damaged, no TFLite model, or compiled already, an
             option is out of place, or a result would take the place of an input.
         OSError: If a result cannot be written where it belongs.
@@ -137,17 +147,24 @@ def compile_edgetpu(
         multiple_subgraphs=multiple_subgraphs,
         timeout_sec=timeout_sec,
     )
+    limit = total_limit(
+        timeout_sec,
+        total_timeout_sec,
+        num_segments=num_segments,
+        search_delegate=search_delegate,
+    )
     program = find_compiler(compiler, container)
     out_dir = paths[0].parent if out_dir is None else pathlib.Path(out_dir)
-    job = _Job(program, tuple(paths), tuple(checks), num_segments)
+    segments = None if num_segments is None else int(num_segments)
+    job = _Job(program, tuple(paths), tuple(checks), segments)
     check_places(out_dir, job.expected(), paths)
     out_dir.mkdir(parents=True, exist_ok=True)
     # Inside `out_dir`, since os.replace is atomic only within a file system.
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".edgetpu_") as folder:
         folder = pathlib.Path(folder)
-        done, log = program.run(options, paths, folder, timeout_sec)
+        done, log = program.run(options, paths, folder, limit)
         if done.code != 0:
-            raise job.failed(log, _why_stopped(done, log, timeout_sec))
+            raise job.failed(log, _why_stopped(done, log, limit))
         outputs = job.outputs(folder, log)
         compiled = _publish(outputs, log, out_dir, job)
     return compiled if several or num_segments else compiled[0]
@@ -218,11 +235,12 @@ class _Job:
         return _Output(file, told, count or 0)
 
 
-def _why_stopped(done, log, timeout_sec):
+def _why_stopped(done, log, limit):
     if done.code is None:
         return (
-            f"it did not finish in {timeout_sec} seconds and was killed. Pass a larger "
-            "timeout_sec, or make the input or the largest layer smaller."
+            f"it did not finish in {limit} seconds, all tries together, and was "
+            "killed. Pass a larger total_timeout_sec, or make the input or the largest "
+            "layer smaller."
         )
     if log.failure:
         return f"{log.failure}. {log.remedy}"
