@@ -1,5 +1,6 @@
 """The `tfcompress` command: its figures, its help, and one line for bad input."""
 
+import inspect
 import os
 import pathlib
 import subprocess
@@ -236,28 +237,60 @@ def test_export_for_the_edge_tpu(run):
     assert "CPU" not in out
 
 
-def test_several_models_are_compiled_with_all_options(run, monkeypatch, tmp_path):
+_COMPILE_OPTIONS = {
+    "several": (
+        ["int8.tflite", "b.tflite", "--intermediate_tensors=a,b", "--container=image"],
+        {
+            "paths": ["int8.tflite", "b.tflite"],
+            "intermediate_tensors": ["a", "b"],
+            "container": "image",
+        },
+    ),
+    "segments": (
+        ["int8.tflite", "--num_segments=2", "--min_runtime_version=13"]
+        + ["--multiple_subgraphs", "--compiler=there"],
+        {
+            "paths": ["int8.tflite"],
+            "num_segments": 2,
+            "min_runtime_version": 13,
+            "multiple_subgraphs": True,
+            "compiler": "there",
+        },
+    ),
+    "search": (
+        ["int8.tflite", "--out_dir=out", "--search_delegate"]
+        + ["--delegate_search_step=4", "--timeout=20", "--total_timeout=300"],
+        {
+            "paths": ["int8.tflite"],
+            "out_dir": "out",
+            "search_delegate": True,
+            "delegate_search_step": 4,
+            "timeout_sec": 20,
+            "total_timeout_sec": 300,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", _COMPILE_OPTIONS)
+def test_options_of_the_compiler_are_passed_on(case, run, monkeypatch):
     seen = {}
 
     def compile_edgetpu(paths, out_dir, **options):
-        seen.update(options, paths=paths)
+        seen.update(options, paths=paths, out_dir=out_dir)
         return [EdgeTPUCompilation("a", "l", "16", 3, 1, (), 9, 0, 0, ("one on CPU",))]
 
     monkeypatch.setattr(cli, "compile_edgetpu", compile_edgetpu)
-    code, out, _ = run(
-        "compile-edgetpu",
-        "int8.tflite",
-        "b.tflite",
-        "--intermediate_tensors=a,b",
-        "--num_segments=2",
-        "--search_delegate",
-        "--container=image",
-    )
+    arguments, given = _COMPILE_OPTIONS[case]
+    code, out, _ = run("compile-edgetpu", *arguments)
     assert code == 0
-    assert seen["paths"] == ["int8.tflite", "b.tflite"]
-    assert seen["intermediate_tensors"] == ["a", "b"]
-    assert (seen["num_segments"], seen["search_delegate"]) == (2, True)
-    assert seen["container"] == "image"
+    # All that was not asked for is as the function has it.
+    rest = {
+        name: parameter.default
+        for name, parameter in inspect.signature(tfc.compile_edgetpu).parameters.items()
+        if name != "path"
+    }
+    assert seen == rest | given
     assert out == "a: 3 mapped, 1 on the CPU\none on CPU\n"
 
 
@@ -388,6 +421,14 @@ BAD = {
     "half a normalization": (
         ("export-android", "int8.tflite", "a", "--package=a.b", "--mean=1"),
         "--mean and --std go together",
+    ),
+    "target of an onnx file": (
+        ("export", "plain.keras", "a.onnx", "--target=edgetpu"),
+        "--io, --data, --target",
+    ),
+    "io of an onnx file": (
+        ("export", "plain.keras", "a.onnx", "--io=int8"),
+        "takes none of --kind, --io",
     ),
     "opset": (("export", "plain.keras", "a.onnx", "--opset=9"), "Received: opset=9"),
     "compiler": (("compile-edgetpu", "int8.tflite"), "edgetpu"),

@@ -333,7 +333,8 @@ def _parser():
         arg("--search_delegate", action="store_true", help="leave the end on the CPU"),
         arg("--delegate_search_step", type=int, help="operations a try (1)"),
         arg("--multiple_subgraphs", action="store_true", help="experimental"),
-        arg("--timeout", type=int, default=180, help="seconds (180)"),
+        arg("--timeout", type=int, default=180, help="seconds for each try (180)"),
+        arg("--total_timeout", type=int, help="seconds for all tries together"),
     )
     command(
         _pack,
@@ -503,11 +504,12 @@ def _export(args):
         raise ValueError(f"The output must be a .tflite or .onnx file: {args.output!r}")
     model = load_model(args.model)
     if suffix == ".onnx":
-        others = (args.data, args.sparse, args.labels, args.batch_size is not None)
-        if any(others) or args.kind != "float32":
+        others = (args.data, args.sparse, args.labels, args.io, args.target)
+        if any(others) or args.batch_size is not None or args.kind != "float32":
             raise ValueError(
-                "An .onnx file takes none of --kind, --data, --batch_size, --sparse "
-                "and --labels: a quantization-aware model becomes integer by itself."
+                "An .onnx file takes none of --kind, --io, --data, --target, "
+                "--batch_size, --sparse and --labels: a quantization-aware model "
+                "becomes integer by itself."
             )
         result = export_onnx(model, args.output, opset=args.opset)
         print(f"{result.path}: {result.bytes:,} bytes ({result.gzip_bytes:,} gzip)")
@@ -740,6 +742,7 @@ def _compile_edgetpu(args):
             delegate_search_step=args.delegate_search_step,
             multiple_subgraphs=args.multiple_subgraphs,
             timeout_sec=args.timeout,
+            total_timeout_sec=args.total_timeout,
         )
     for result in results:
         counts = f"{result.mapped_count} mapped, {result.cpu_count} on the CPU"

@@ -160,42 +160,28 @@ WAYS_TO_RUN = {
     "mixed_bfloat16": {"policy": "mixed_bfloat16"},
 }
 
-_VARIANTS = (
-    "channel pruning",
-    "pruning, global by gradients",
-    "pruning by movement",
-    "pruning and regrowth",
-    "pruning and rewinding",
-    "quantization, int4 weights",
-    "quantization, learned step",
-    "quantization, ternary",
-    "quantization with a schedule",
-    "clustering",
-    "clustering with a schedule",
-    "clustering and quantization",
-    "quantization after training",
-    "surgery",
-    "distillation, many terms",
-)
 # What cannot be resumed, and says so (`tests/callbacks/test_regrowth.py`).
 NOT_RESUMED = ("pruning and rewinding",)
-# What runs by default of the slower tests, and of the variants of a technique.
+# Name of a test or way to run -> techniques that take it by default; others are slow.
 QUICK = {
+    "plain": tuple(TECHNIQUES),
+    "jit": ("pruning, global by gradients", "clustering", "all"),
+    "several steps a call": ("pruning", "all"),
+    "moving average": ("quantization", "distillation"),
     "mixed_float16": ("quantization",),
     "mixed_bfloat16": ("all",),
-    "plain": tuple(TECHNIQUES),
-    "jit": ("pruning, global by gradients", "clustering"),
     "saved": (
-        "quantization, learned step",
         "quantization with a schedule",
         "clustering with a schedule",
         "surgery",
-        "distillation, many terms",
+        "distillation",
+        "all",
     ),
     "killed": (
+        "pruning",
         "quantization with a schedule",
-        "channel pruning",
         "clustering with a schedule",
+        "all",
     ),
     "two devices": ("quantization with a schedule",),
 }
@@ -203,9 +189,7 @@ QUICK = {
 
 def is_quick(technique, test):
     """Whether a test, or a way to run, of a technique runs by default."""
-    if test in ("mixed_float16", "mixed_bfloat16", "two devices"):
-        return technique in QUICK[test]
-    return technique not in _VARIANTS or technique in QUICK.get(test, ())
+    return technique in QUICK[test]
 
 
 def check_callbacks(callbacks, history):

@@ -5,6 +5,7 @@
 call appends its arguments to the file `FAKE_DOCKER_NOTES`.
 """
 
+import csv
 import json
 import os
 import pathlib
@@ -42,8 +43,22 @@ def _inspect(image):
     return 0
 
 
+def _mounted(arguments):
+    """The folder outside and inside, as docker reads them."""
+    if "--volume" in arguments:
+        parts = arguments[arguments.index("--volume") + 1].split(":")
+        if len(parts) != 2:
+            sys.exit(f"invalid volume specification: {parts}")
+        return parts
+    (fields,) = csv.reader([arguments[arguments.index("--mount") + 1]])
+    options = dict(field.split("=", 1) for field in fields)
+    assert options.pop("type") == "bind", fields
+    return options["source"], options["target"]
+
+
 def _run(arguments, notes):
-    host, inside = arguments[arguments.index("--volume") + 1].rsplit(":", 1)
+    host, inside = _mounted(arguments)
+    assert arguments[arguments.index("--pull") + 1] == "never", arguments
     start = arguments.index("edgetpu_compiler")
     if os.environ["FAKE_EDGETPU"] == "no_compiler":
         print('exec: "edgetpu_compiler": executable file not found in $PATH: unknown.')

@@ -3,8 +3,9 @@
 
 `FAKE_EDGETPU` chooses which: success, partial, streams, fails, not_quantized,
 unknown_version, dynamic, crashes, hangs, silent, empty, nothing_mapped, garbage,
-second_fails, second_unmapped or needs_search. With `FAKE_EDGETPU_NOTES` set to a path,
-the arguments, or the process id of a child that hangs too, are written there.
+second_fails, second_unmapped, needs_search or slow_search. With `FAKE_EDGETPU_NOTES`
+set to a path, the arguments, or the process id of a child that hangs too, are written
+there.
 
 The texts are those of the logs of real runs in `edgetpu_logs`.
 """
@@ -206,6 +207,9 @@ def _needs_search(arguments):
         step = arguments.delegate_search_step
         print(f"Searching for valid delegate with step {step}")
         print(f"Try to compile segment with 3 ops\n{timer}{_END}failed! ")
+        if os.environ["FAKE_EDGETPU"] == "slow_search":
+            for _ in range(3):
+                time.sleep(0.6 * arguments.timeout_sec)
         print("Try to compile segment with 2 ops\nIntermediate tensors: Identity1")
     rows = [
         ("QUANTIZE", 1, _ON_CHIP),
@@ -262,6 +266,7 @@ _BEHAVIOURS = {
     "second_fails": _second_fails,
     "second_unmapped": _second_unmapped,
     "needs_search": _needs_search,
+    "slow_search": _needs_search,
     "silent": _silent,
     "empty": _empty,
     "crashes": _crashes,

@@ -423,6 +423,28 @@ def test_refused_version_keeps_the_whole_file_on_the_cpu():
     assert "CONV_2D version 6 (operation 1)" in check.operations[0].reason
 
 
+@pytest.mark.parametrize(
+    "operator, version, lowered",
+    [
+        ("CONV_2D", 4, True),
+        ("CONV_2D", 6, True),
+        ("TRANSPOSE_CONV", 4, True),
+        ("ADD", 3, False),
+        ("QUANTIZE", 3, False),
+        ("REVERSE_V2", 3, False),
+    ],
+)
+def test_export_for_an_edge_tpu_is_advised_where_it_helps(operator, version, lowered):
+    def build(graph, x):
+        weight = graph.tensor(value=_WEIGHT)
+        inputs = [x, weight] if lowered else [x, x]
+        graph.op(operator, *inputs, version=version)
+
+    found = _one(build)
+    assert not found.mapped and found.remedy
+    assert ('target="edgetpu"' in found.remedy) == lowered
+
+
 def test_unknown_custom_operation_may_refuse_the_file():
     graph = Graph()
     x = graph.input()

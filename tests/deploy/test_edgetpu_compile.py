@@ -1,12 +1,14 @@
 """Running the compiler: what is accepted, what is said, and what stays untouched."""
 
 import json
+import os
 import pathlib
 import pickle
 import shlex
 import sys
 import time
 
+import numpy as np
 import pytest
 from fake_edgetpu_compiler import compiled_model
 
@@ -15,6 +17,7 @@ from tfcompress.deploy.edgetpu_compile import (
     EdgeTPUCompilerNotFound,
     compile_edgetpu,
 )
+from tfcompress.deploy.edgetpu_options import total_limit
 from tfcompress.deploy.tflite_file import read_tflite
 
 HERE = pathlib.Path(__file__).parent
@@ -215,6 +218,53 @@ def test_intermediate_tensors_are_checked_and_passed_on(model, fake, tmp_path):
         assert name in str(e.value)
 
 
+def test_timeout_is_that_of_each_try(model, fake):
+    fake("slow_search")
+    # Three tries of 0.6 s each.
+    result = compile_edgetpu(model, search_delegate=True, timeout_sec=1)
+    assert (result.mapped_count, result.cpu_count) == (2, 1)
+    with pytest.raises(EdgeTPUCompilerError, match="did not finish in 1 seconds, all"):
+        compile_edgetpu(model, search_delegate=True, total_timeout_sec=1)
+
+
+def test_limit_of_all_tries():
+    assert total_limit(180) == 185
+    assert total_limit(20, num_segments=3) == 65
+    assert total_limit(20, search_delegate=True) == 205
+    assert total_limit(20, num_segments=3, search_delegate=True) == 605
+    assert total_limit(20, 7, num_segments=3) == 7
+
+
+@pytest.mark.parametrize("name", ["timeout_sec", "total_timeout_sec"])
+@pytest.mark.parametrize("value", ["20", True, 0, -1, float("nan"), float("inf")])
+def test_seconds_are_checked(model, fake, tmp_path, name, value):
+    fake("success")
+    error = TypeError if isinstance(value, (str, bool)) else ValueError
+    with pytest.raises(error, match=f"`{name}` must be .*Received: {name}={value!r}"):
+        compile_edgetpu(model, **{name: value})
+    assert not (tmp_path / "notes").exists()
+
+
+def test_no_number_of_seconds_is_an_error(model, fake):
+    fake("success")
+    with pytest.raises(TypeError, match="must be a number of seconds"):
+        compile_edgetpu(model, timeout_sec=None)
+
+
+def test_numbers_of_numpy_are_numbers(model, fake, tmp_path):
+    fake("success")
+    results = compile_edgetpu(
+        model,
+        num_segments=np.int64(2),
+        min_runtime_version=np.int32(13),
+        timeout_sec=np.float32(19.5),
+    )
+    assert len(results) == 2
+    assert json.loads((tmp_path / "notes").read_text())[:7] == shlex.split(
+        "-s -m 13 -n 2 --timeout_sec 20"
+    )
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -238,16 +288,86 @@ def test_options_out_of_place_are_errors(model, fake, tmp_path, options, message
 
 def test_lists_of_models_are_checked(model, fake, tmp_path):
     fake("success")
-    other = tmp_path / "dense.tflite"
-    other.write_bytes(MODEL.read_bytes())
-    with pytest.raises(ValueError, match="dense.tflite more than once"):
-        compile_edgetpu([model, other])
+    for other in (tmp_path / "dense.tflite", model.with_suffix(".lite")):
+        other.write_bytes(MODEL.read_bytes())
+        with pytest.raises(ValueError, match="Received more than once: dense"):
+            compile_edgetpu([model, other])
     with pytest.raises(ValueError, match="is an empty list"):
         compile_edgetpu([])
     second = model.with_name("second.tflite")
     second.write_bytes(MODEL.read_bytes())
     with pytest.raises(ValueError, match="Compile them one by one"):
         compile_edgetpu([model, second], num_segments=2)
+
+
+def test_paths_may_come_from_any_iterable(model, fake):
+    fake("success")
+    (result,) = compile_edgetpu(path for path in [model])
+    assert result.path == str(model.with_name("dense_edgetpu.tflite"))
+    for wrong in (3, None, [model, 3]):
+        with pytest.raises(TypeError, match="must be the path of a .tflite file"):
+            compile_edgetpu(wrong)
+
+
+def test_result_that_would_overwrite_an_input_is_refused(model, fake, tmp_path):
+    fake("success")
+    second = model.with_name("dense_edgetpu.tflite")
+    second.write_bytes(MODEL.read_bytes())
+    link = tmp_path / "link"
+    link.symlink_to(model.parent)
+    for out_dir in (None, link):
+        with pytest.raises(ValueError, match="take the place of an input") as error:
+            compile_edgetpu([model, second], out_dir)
+        assert "dense_edgetpu.tflite" in str(error.value)
+    assert second.read_bytes() == MODEL.read_bytes()
+    assert not (tmp_path / "notes").exists()
+    compile_edgetpu([model, second], tmp_path / "out")
+    assert second.read_bytes() == MODEL.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".tflite", ".log"])
+def test_folder_in_the_place_of_a_result_is_refused(model, fake, tmp_path, suffix):
+    fake("success")
+    second = model.with_name("second.tflite")
+    second.write_bytes(MODEL.read_bytes())
+    old = model.with_name("dense_edgetpu.tflite")
+    old.write_bytes(b"old model")
+    second.with_name("second_edgetpu" + suffix).mkdir()
+    with pytest.raises(IsADirectoryError, match=f"second_edgetpu{suffix}.*a folder"):
+        compile_edgetpu([model, second])
+    assert old.read_bytes() == b"old model"
+    assert not (tmp_path / "notes").exists()
+    with pytest.raises(NotADirectoryError, match="which is a file"):
+        compile_edgetpu(model, old)
+
+
+def test_result_that_cannot_be_moved_leaves_the_old_ones(model, fake, monkeypatch):
+    fake("success")
+    second = model.with_name("second.tflite")
+    second.write_bytes(MODEL.read_bytes())
+    old = model.with_name("dense_edgetpu.tflite")
+    old.write_bytes(b"old model")
+    replace = os.replace
+
+    def refuse_second(source, target):
+        if pathlib.Path(target).name == "second_edgetpu.log":
+            raise PermissionError("not that one")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_second)
+    with pytest.raises(PermissionError, match="not that one"):
+        compile_edgetpu([model, second])
+    assert old.read_bytes() == b"old model"
+    assert len(list(model.parent.iterdir())) == 3  # Two inputs and the old result.
+
+
+def test_result_of_a_link_lies_beside_the_link(model, fake, tmp_path):
+    fake("success")
+    link = tmp_path / "named.tflite"
+    link.symlink_to(model)
+    result = compile_edgetpu(link)
+    assert result.path == str(tmp_path / "named_edgetpu.tflite")
+    assert len(list(model.parent.iterdir())) == 1
 
 
 @pytest.fixture
@@ -271,7 +391,7 @@ def docker(tmp_path, monkeypatch):
 @pytest.mark.parametrize("image", [None, "my/image:2"])
 def test_container_compiles_where_there_is_no_compiler(model, docker, image):
     result = compile_edgetpu(model, container=image)
-    assert result.container == image or result.container == "edgetpu-compiler"
+    assert result.container == (image or "edgetpu-compiler")
     assert (result.mapped_count, result.cpu_count) == (3, 0)
     assert result.path == str(model.with_name("dense_edgetpu.tflite"))
     assert len(list(model.parent.iterdir())) == 3
@@ -279,6 +399,24 @@ def test_container_compiles_where_there_is_no_compiler(model, docker, image):
     assert run[0] == "run" and "--rm" in run
     assert run[run.index("--network") + 1] == "none"
     assert run[run.index(result.container) + 1] == "edgetpu_compiler"
+
+
+@pytest.mark.parametrize("name", ["a:b", 'a,b "c"=d'])
+def test_folder_of_any_name_is_mounted(docker, tmp_path, name):
+    model = tmp_path / name / "dense.tflite"
+    model.parent.mkdir()
+    model.write_bytes(MODEL.read_bytes())
+    result = compile_edgetpu(model)
+    assert result.path == str(model.with_name("dense_edgetpu.tflite"))
+
+
+def test_user_is_named_where_there_are_user_numbers(model, docker, monkeypatch):
+    compile_edgetpu(model)
+    run = docker()[-1]
+    assert run[run.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
+    monkeypatch.delattr(os, "getuid")  # As on Windows.
+    compile_edgetpu(model)
+    assert "--user" not in docker()[-1]
 
 
 def test_compiler_on_this_machine_goes_before_a_container(model, docker, fake):
@@ -301,7 +439,7 @@ def test_image_without_the_compiler_is_an_error(model, docker, monkeypatch):
 def test_container_that_hangs_is_killed(model, docker, monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_EDGETPU", "hangs")
     with pytest.raises(EdgeTPUCompilerError, match="did not finish in 2 seconds"):
-        compile_edgetpu(model, timeout_sec=2)
+        compile_edgetpu(model, total_timeout_sec=2)
     run, kill = docker()[-2:]
     assert kill == ["kill", run[run.index("--name") + 1]]
     assert not _runs(int((tmp_path / "docker.pid").read_text()))
@@ -310,7 +448,12 @@ def test_container_that_hangs_is_killed(model, docker, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "images, image, message",
     [
-        ("", None, "No executable edgetpu_compiler on PATH"),
+        (
+            "",
+            None,
+            "on PATH, and image 'edgetpu-compiler' cannot be run: .*No such image",
+        ),
+        (None, None, "on PATH, .* cannot be run: Cannot connect to the Docker daemon"),
         ("", "my/image:2", "No such image: my/image:2"),
         (None, "my/image:2", "Cannot connect to the Docker daemon"),
     ],
@@ -349,7 +492,7 @@ def test_hanging_compiler_is_killed_with_its_children(model, fake, tmp_path):
     old.write_bytes(b"old model")
     start = time.monotonic()
     with pytest.raises(EdgeTPUCompilerError, match="did not finish in 1 seconds"):
-        compile_edgetpu(model, timeout_sec=1)
+        compile_edgetpu(model, total_timeout_sec=1)
     assert time.monotonic() - start < 10
     assert old.read_bytes() == b"old model"
     assert not _runs(int((tmp_path / "notes").read_text()))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_edgetpu_check import _file_of, _names
 
+from tfcompress.deploy import edgetpu_memory
 from tfcompress.deploy.edgetpu_check import check_edgetpu, check_file
 from tfcompress.deploy.edgetpu_log import parse_compiler_output
 from tfcompress.deploy.edgetpu_memory import estimate_memory
@@ -23,6 +24,42 @@ def test_bounds_hold_for_every_compiled_model(name, shared_dir):
     # The package holds the parameters and the programs, so it bounds from above only.
     package = truth["compiled"]["edgetpu_package_bytes"]
     assert memory.parameter_bytes <= package <= memory.parameter_bytes_at_most
+
+
+@pytest.fixture(scope="module")
+def pairs(shared_dir):
+    """Of each pair the memory that we expect, and the bytes of its package."""
+    found = []
+    for path in sorted((shared_dir / "edgetpu" / "pairs").glob("*.json")):
+        truth = json.loads(path.read_text())
+        package = truth["compiled"]["edgetpu_package_bytes"]
+        found.append((check_file(_file_of(truth)).memory, package))
+    assert len(found) == 25
+    return found
+
+
+def test_what_is_said_of_the_pairs_agrees_with_their_packages(pairs):
+    # 7.04 MiB is the least that a log of a model with ordinary activations reports.
+    for memory, package in pairs:
+        fits = package + memory.activation_bytes <= 7.04 * MIB
+        if memory.cached:
+            assert fits
+        else:
+            # No package is as large as the memory, so none is known not to fit.
+            assert memory.cached is None and memory.activation_bytes > 5 * MIB
+    assert sum(memory.cached is True for memory, _ in pairs) == 16
+
+
+@pytest.mark.parametrize("left_out", range(3))
+def test_bound_from_two_thirds_of_the_pairs_holds_for_the_third(pairs, left_out):
+    def program(numbers):
+        """The most bytes of a package beyond the padded parameters."""
+        chosen = [pairs[number] for number in numbers]
+        return max(p - edgetpu_memory._PADDED * m.parameter_bytes for m, p in chosen)
+
+    numbers = set(range(len(pairs)))
+    rest = set(range(left_out, len(pairs), 3))
+    assert program(rest) <= 1.25 * program(numbers - rest) <= edgetpu_memory._PROGRAM
 
 
 def test_dense_layer_takes_what_the_compiler_says():

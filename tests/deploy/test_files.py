@@ -4,7 +4,12 @@ import errno
 
 import pytest
 
-from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
+from tfcompress.deploy.files import (
+    check_writable,
+    gzip_bytes,
+    replace_together,
+    written_atomically,
+)
 
 
 def test_the_new_file_is_there_with_usual_permissions(tmp_path):
@@ -54,6 +59,32 @@ def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(IsADirectoryError, match="it is a folder"):
         with written_atomically(tmp_path):
             pass
+
+
+def test_files_are_replaced_together_or_not_at_all(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in "abc":
+        (source / name).write_text(f"new {name}")
+    (tmp_path / "a").write_text("old a")
+    (tmp_path / "old").write_text("linked")
+    (tmp_path / "link").symlink_to("old")
+    targets = [tmp_path / name for name in ("a", "new", "link")]
+    moves = list(zip(sorted(source.iterdir()), targets, strict=True))
+
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace_together([*moves, (source / "a", tmp_path / "folder")])
+    assert (tmp_path / "a").read_text() == "old a"
+    assert (tmp_path / "link").is_symlink()
+    assert not (tmp_path / "new").exists()
+    assert not list(source.iterdir())  # Nothing but what was moved.
+
+    for name in "abc":
+        (source / name).write_text(f"new {name}")
+    replace_together(moves)
+    assert [target.read_text() for target in targets] == ["new a", "new b", "new c"]
+    assert (tmp_path / "old").read_text() == "linked"
 
 
 def test_gzip_bytes_do_not_depend_on_the_time():

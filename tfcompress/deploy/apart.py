@@ -18,7 +18,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 
 _PROGRAM = pathlib.Path(__file__).with_name("litert_process.py")
@@ -46,15 +45,11 @@ class Process:
     """A process that answers requests of `litert_process`, started when first needed.
 
     After anything but an answer it is ended, and the next request starts another.
-
-    Attributes:
-        said: What native code wrote during the last request.
     """
 
     def __init__(self):
         self._popen = None
         self._lock = threading.RLock()
-        self.said = ""
 
     def ask(self, what, path, *, timeout_sec=_TIMEOUT_SEC, **arguments):
         """Sends a request and waits for its answer.
@@ -100,7 +95,6 @@ class Process:
                 except OSError:
                     pass
             popen.wait()
-            self._caught.close()
 
     def __enter__(self):
         return self
@@ -112,17 +106,16 @@ class Process:
         if self._popen is not None and self._owner == os.getpid():
             return
         self._owner = os.getpid()
-        self._caught = tempfile.TemporaryFile()
         self._popen = subprocess.Popen(
             [sys.executable, "-c", _START, os.fspath(_PROGRAM), *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._caught,
+            # Native code's own talk; the answer says what went wrong.
+            stderr=subprocess.DEVNULL,
         )
 
     def _exchange(self, request, path, timeout_sec):
-        popen, begin = self._popen, self._caught.seek(0, os.SEEK_END)
-        expired = threading.Event()
+        popen, expired = self._popen, threading.Event()
 
         def expire():
             expired.set()
@@ -136,7 +129,6 @@ class Process:
             answer = pickle.load(popen.stdout)
         except (OSError, EOFError, pickle.UnpicklingError) as err:
             code = popen.wait()
-            self.said = self._read(begin)
             self.close()
             raise FileCrashError(
                 _death(path, code, timeout_sec if expired.is_set() else None)
@@ -148,12 +140,7 @@ class Process:
         finally:
             timer.cancel()
             timer.join()
-        self.said = self._read(begin)
         return answer
-
-    def _read(self, begin):
-        self._caught.seek(begin)
-        return self._caught.read().decode(errors="replace")
 
 
 def _death(path, code, timeout_sec):

@@ -18,7 +18,12 @@ from dataclasses import dataclass
 
 from tfcompress.deploy.edgetpu_check import COMPILED_OPERATOR, check_file
 from tfcompress.deploy.edgetpu_log import CompiledModel, parse_compiler_output
-from tfcompress.deploy.edgetpu_options import DEFAULT_TIMEOUT_SEC, compiler_options
+from tfcompress.deploy.edgetpu_options import (
+    DEFAULT_TIMEOUT_SEC,
+    compiler_options,
+    total_limit,
+)
+from tfcompress.deploy.edgetpu_places import check_places, input_paths, places
 from tfcompress.deploy.edgetpu_process import (
     COMPILER,
     EdgeTPUCompilerError,
@@ -27,6 +32,7 @@ from tfcompress.deploy.edgetpu_process import (
 from tfcompress.deploy.edgetpu_process import (
     EdgeTPUCompilerNotFound as EdgeTPUCompilerNotFound,
 )
+from tfcompress.deploy.files import replace_together
 from tfcompress.deploy.tflite_file import TFLiteFile, read_tflite
 
 
@@ -74,18 +80,20 @@ def compile_edgetpu(
     delegate_search_step=None,
     multiple_subgraphs=False,
     timeout_sec=DEFAULT_TIMEOUT_SEC,
+    total_timeout_sec=None,
 ):
     """Compiles a `.tflite` file for the Edge TPU, or several for one Edge TPU.
 
     The result, `NAME_edgetpu.tflite` and `NAME_edgetpu.log`, is moved to its place
-    when all of it is complete: after a failure older results are still there,
-    untouched.
+    when all of it is complete: after a failure older results are still there, and no
+    new ones. No input is overwritten.
 
     Args:
-        path: Path of an 8-bit `.tflite` file; or a list of paths, whose models are
-            compiled together and share the memory for parameters, the first ones
+        path: Path of an 8-bit `.tflite` file; or an iterable of paths, whose models
+            are compiled together and share the memory for parameters, the first ones
             first.
-        out_dir: Folder for the result, created if absent; by default that of `path`.
+        out_dir: Folder for the result, created if absent; by default that of `path`
+            (of a symbolic link, where the link is).
         compiler: Path or name of the compiler; by default `edgetpu_compiler` on PATH.
         container: Name of a docker image that has `edgetpu_compiler`. Where there is
             no compiler but docker has an image `edgetpu-compiler`, that is taken.
@@ -100,17 +108,24 @@ def compile_edgetpu(
         delegate_search_step: Number of operations by which that goes on.
         multiple_subgraphs: Whether the model may go to the Edge TPU in several parts.
             The compiler calls this experimental.
-        timeout_sec: Seconds after which the compiler is killed, tries included.
+        timeout_sec: Seconds for each try of each segment, of which version 16 of the
+            compiler keeps account.
+        total_timeout_sec: Seconds after which the compiler is killed with all its
+            tries; by default 5 more than `timeout_sec`, or than that times
+            `num_segments`, ten times as much with `search_delegate`.
 
     Returns:
-        An `EdgeTPUCompilation`; for a list of paths a tuple of them in its order; with
+        An `EdgeTPUCompilation`; for several paths a tuple of them in that order; with
         `num_segments` a tuple of them, first segment first.
 
     Raises:
         FileNotFoundError: If there is no such file; `EdgeTPUCompilerNotFound` if there
             is no compiler.
-        ValueError: If a file is damaged, no TFLite model, or compiled already, or an
-            option is out of place.
+        TypeError: If `path` is no path and no iterable of them, or a number of
+            seconds is none.
+        ValueError: If a file is damaged, no TFLite model, or compiled already, an
+            option is out of place, or a result would take the place of an input.
+        OSError: If a result cannot be written where it belongs.
         EdgeTPUCompilerError: If the compiler fails, takes too long, writes nothing
             usable or maps nothing in one of the models or segments; `.log` holds its
             parsed output.
@@ -118,9 +133,8 @@ def compile_edgetpu(
     Reference:
         https://coral.ai/docs/edgetpu/compiler/ (options of version 16)
     """
-    several = isinstance(path, (list, tuple))
-    paths = [pathlib.Path(p).resolve() for p in (path if several else [path])]
-    _check_names(paths)
+    several = not isinstance(path, (str, os.PathLike))
+    paths = input_paths(path if several else [path])
     models = [read_tflite(p) for p in paths]
     checks = [check_file(model) for model in models]
     options = compiler_options(
@@ -133,31 +147,27 @@ def compile_edgetpu(
         multiple_subgraphs=multiple_subgraphs,
         timeout_sec=timeout_sec,
     )
+    limit = total_limit(
+        timeout_sec,
+        total_timeout_sec,
+        num_segments=num_segments,
+        search_delegate=search_delegate,
+    )
     program = find_compiler(compiler, container)
     out_dir = paths[0].parent if out_dir is None else pathlib.Path(out_dir)
+    segments = None if num_segments is None else int(num_segments)
+    job = _Job(program, tuple(paths), tuple(checks), segments)
+    check_places(out_dir, job.expected(), paths)
     out_dir.mkdir(parents=True, exist_ok=True)
-    job = _Job(program, tuple(paths), tuple(checks), num_segments)
     # Inside `out_dir`, since os.replace is atomic only within a file system.
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".edgetpu_") as folder:
         folder = pathlib.Path(folder)
-        done, log = program.run(options, paths, folder, timeout_sec)
+        done, log = program.run(options, paths, folder, limit)
         if done.code != 0:
-            raise job.failed(log, _why_stopped(done, log, timeout_sec))
+            raise job.failed(log, _why_stopped(done, log, limit))
         outputs = job.outputs(folder, log)
-        compiled = tuple(_publish(output, log, out_dir, job) for output in outputs)
+        compiled = _publish(outputs, log, out_dir, job)
     return compiled if several or num_segments else compiled[0]
-
-
-def _check_names(paths):
-    if not paths:
-        raise ValueError("`path` is an empty list. Pass at least one .tflite file.")
-    names = [p.name for p in paths]
-    double = sorted({name for name in names if names.count(name) > 1})
-    if double:
-        raise ValueError(
-            "Files that are compiled together must have different names, for so have "
-            f"the results. Received: {', '.join(double)} more than once."
-        )
 
 
 @dataclass(frozen=True)
@@ -225,11 +235,12 @@ class _Job:
         return _Output(file, told, count or 0)
 
 
-def _why_stopped(done, log, timeout_sec):
+def _why_stopped(done, log, limit):
     if done.code is None:
         return (
-            f"it did not finish in {timeout_sec} seconds and was killed. Pass a larger "
-            "timeout_sec, or make the input or the largest layer smaller."
+            f"it did not finish in {limit} seconds, all tries together, and was "
+            "killed. Pass a larger total_timeout_sec, or make the input or the largest "
+            "layer smaller."
         )
     if log.failure:
         return f"{log.failure}. {log.remedy}"
@@ -271,15 +282,23 @@ def _statuses(path, log):
     return statuses or log.statuses
 
 
-def _publish(output, log, out_dir, job):
+def _publish(outputs, log, out_dir, job):
+    """Moves models and logs to `out_dir`: all of them, or none."""
+    compiled = tuple(_described(output, log, out_dir, job) for output in outputs)
+    written = [pathlib.Path(output.file.path) for output in outputs]
+    for path in written:
+        if not path.with_suffix(".log").exists():
+            path.with_suffix(".log").write_text(log.text)
+    sources = places(written[0].parent, [path.name for path in written])
+    targets = places(out_dir, [path.name for path in written])
+    replace_together(list(zip(sources, targets, strict=True)))
+    return compiled
+
+
+def _described(output, log, out_dir, job):
     written = pathlib.Path(output.file.path)
     target = out_dir / written.name
     statuses = _statuses(written, log)
-    written_log = written.with_suffix(".log")
-    if not written_log.exists():
-        written_log.write_text(log.text)
-    os.replace(written_log, target.with_suffix(".log"))
-    os.replace(written, target)
     cpu = sum(op.operator != COMPILED_OPERATOR for op in output.file.operations)
     total = output.operations or sum(row.count for row in statuses)
     return EdgeTPUCompilation(

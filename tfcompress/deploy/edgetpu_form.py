@@ -3,7 +3,8 @@
 The compiler is of 2021, and refuses a whole file for one operation of a later version.
 What current converters write is put into older operations that compute the same
 integers: a dense layer on several positions, or with a scale for each unit, is a 1x1
-convolution, and a grouped convolution is one for each group.
+convolution, a grouped convolution is one for each group, and what follows a transposed
+one is an operation of its own.
 
 Example:
     ```python
@@ -24,6 +25,8 @@ from tfcompress.deploy.file_editor import FileEditor
 from tfcompress.deploy.tflite_file import schema
 from tfcompress.graph import Graph, flatten, rewrite
 
+_SEPARATE = ("NONE", "RELU", "RELU6")
+
 
 def check_settings(kind, io, batch_size):
     """Raises `ValueError` unless a file of these settings can be for an Edge TPU."""
@@ -40,9 +43,10 @@ def check_settings(kind, io, batch_size):
 
 
 def mappable_layers(model):
-    """The model with nearest upsampling as the one operation that is mapped.
+    """The model with nearest upsampling in operations that are mapped.
 
-    Keras repeats rows and columns by five operations, two of them of rank 5.
+    Keras repeats rows and columns by five operations, two of them of rank 5, and steps
+    of a sequence by one that is not documented.
 
     Args:
         model: Keras model with symbolic inputs.
@@ -50,29 +54,38 @@ def mappable_layers(model):
     Returns:
         A model that computes the same; `model` itself if it has no such layer.
     """
-    if not _find_upsampling(model):
+    graph = Graph(flatten(model))
+    if not any(_is_nearest(call) for call in graph.calls):
         return model
+    taken = set()
 
     def visit(call, clone, args, kwargs):
         layer = call.operation
-        if not _is_nearest(layer):
+        if not _is_nearest(call):
             return clone(layer)(*args, **kwargs)
-        height, width = call.outputs[0].shape[1:3]
-        return keras.layers.Resizing(
-            height, width, "nearest", name=layer.name, dtype=layer.dtype_policy
-        )(*args, **kwargs)
+        # Each call of a shared layer becomes a layer, and names must differ.
+        name = layer.name if layer.name not in taken else None
+        taken.add(layer.name)
+        given = {"name": name, "dtype": layer.dtype_policy}
+        _, *shape = call.outputs[0].shape
+        if isinstance(layer, keras.layers.UpSampling2D):
+            return keras.layers.Resizing(*shape[:2], "nearest", **given)(
+                *args, **kwargs
+            )
+        repeated = keras.layers.Concatenate(dtype=layer.dtype_policy)(
+            [*args, *kwargs.values()] * layer.size
+        )
+        return keras.layers.Reshape(shape, **given)(repeated)
 
-    return rewrite(Graph(flatten(model)), visit)
+    return rewrite(graph, visit)
 
 
-def _find_upsampling(model):
-    return any(
-        _is_nearest(c.operation) and None not in c.outputs[0].shape[1:3]
-        for c in Graph(flatten(model)).calls
-    )
-
-
-def _is_nearest(layer):
+def _is_nearest(call):
+    layer = call.operation
+    if None in call.outputs[0].shape[1:]:
+        return False
+    if isinstance(layer, keras.layers.UpSampling1D):
+        return layer.size > 1
     return (
         isinstance(layer, keras.layers.UpSampling2D)
         and layer.interpolation == "nearest"
@@ -98,8 +111,10 @@ def edgetpu_form(content):
         name = editor.name(operator)
         if name == "FULLY_CONNECTED":
             _dense(editor, operator)
-        elif name == "CONV_2D" and _groups(editor, operator) > 1:
-            _grouped(editor, operator)
+        elif name == "CONV_2D":
+            _convolution(editor, operator)
+        elif name == "TRANSPOSE_CONV":
+            _transposed(editor, operator)
         else:
             graph.operators.append(operator)
     return editor.packed()
@@ -148,8 +163,9 @@ def _dense(editor, operator):
     output = editor.tensors[operator.outputs[0]]
     units, features = map(int, weight.shape)
     rows = math.prod(map(int, x.shape)) // features
-    of_8_bits = weight.type == editor.formats.TensorType.INT8
-    if not of_8_bits or not editor.constant(operator.inputs[1]):
+    if not _of_8_bits(editor, operator.inputs[1]) or not editor.constant(
+        operator.inputs[1]
+    ):
         editor.graph.operators.append(operator)
     elif rows == 1 and len(weight.quantization.scale) == 1:
         _one_row(editor, operator, output, units)
@@ -192,6 +208,50 @@ def _as_convolution(editor, operator, rows):
     editor.add_operator("CONV_2D", [source, kernel, bias[0]], [result], options)
     if not direct:
         editor.reshape(result, target)
+
+
+def _convolution(editor, operator):
+    """CONV_2D of version 3.
+
+    The converter writes one version for all of a kind: the newest that any needs.
+    """
+    if _groups(editor, operator) > 1:
+        _grouped(editor, operator)
+        return
+    if _of_8_bits(editor, operator.inputs[1]):
+        operator.opcodeIndex = editor.code("CONV_2D")
+    editor.graph.operators.append(operator)
+
+
+def _transposed(editor, operator):
+    """TRANSPOSE_CONV of version 3, with its activation behind it.
+
+    Both write with the same scale, so that the activation but cuts off integers.
+    """
+    activation = _activation(editor, operator)
+    if not _of_8_bits(editor, operator.inputs[1]) or activation not in _SEPARATE:
+        editor.graph.operators.append(operator)
+        return
+    operator.opcodeIndex = editor.code("TRANSPOSE_CONV")
+    editor.graph.operators.append(operator)
+    if activation != "NONE":
+        target = int(operator.outputs[0])
+        tensor = editor.tensors[target]
+        operator.outputs = [editor.add_like(tensor, tensor.shape)]
+        kinds = editor.formats.ActivationFunctionType
+        operator.builtinOptions.fusedActivationFunction = kinds.NONE
+        editor.add_operator(activation, operator.outputs, [target])
+
+
+def _activation(editor, operator):
+    """Name of the fused activation, which is that of its operator."""
+    kinds = vars(editor.formats.ActivationFunctionType)
+    names = {value: name for name, value in kinds.items() if name.isupper()}
+    return names[operator.builtinOptions.fusedActivationFunction]
+
+
+def _of_8_bits(editor, index):
+    return editor.tensors[index].type == editor.formats.TensorType.INT8
 
 
 def _groups(editor, operator):

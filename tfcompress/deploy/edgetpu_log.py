@@ -162,7 +162,10 @@ _FAILURES = (
         "Replace the layer by builtin operations, or run it outside the file.",
     ),
     (r"Compilation failed due to large activation tensors in model", _SMALLER),
-    (r"Compilation timeout[^\n]*?(?=\.?$)", _SMALLER),
+    (
+        r"Compilation timeout[^\n]*?(?=\.?$)",
+        f"Pass a larger timeout_sec. {_SMALLER}",
+    ),
     (
         r"'tfl\.strided_slice' op is not supported on DarwiNN",
         "Slice with strides of 1 only; use a strided convolution or pooling instead.",

@@ -7,8 +7,42 @@ Example:
 """
 
 import difflib
+import math
+import numbers
+
+from tfcompress.deploy.programs import check_timeout
 
 DEFAULT_TIMEOUT_SEC = 180
+# A search took 17 tries in the longest log at hand, most of them of a second.
+_TRIES_OF_SEARCH = 10
+# For the compiler to start, and to say itself that its time is over.
+_GRACE_SEC = 5
+
+
+def total_limit(
+    timeout_sec, total_timeout_sec=None, *, num_segments=None, search_delegate=False
+):
+    """Seconds after which the compiler is killed whatever it is at.
+
+    Args:
+        timeout_sec: As for `compile_edgetpu`, like all that follow.
+        total_timeout_sec: The number itself; `None` follows from the others.
+        num_segments: Each has the time of `timeout_sec`.
+        search_delegate: A search has ten times that.
+
+    Returns:
+        Number of seconds.
+
+    Raises:
+        TypeError: If one is no number.
+        ValueError: If one is not positive.
+    """
+    check_timeout(timeout_sec)
+    if total_timeout_sec is not None:
+        check_timeout(total_timeout_sec, "total_timeout_sec")
+        return total_timeout_sec
+    tries = (num_segments or 1) * (_TRIES_OF_SEARCH if search_delegate else 1)
+    return timeout_sec * tries + _GRACE_SEC
 
 
 def compiler_options(
@@ -32,18 +66,16 @@ def compiler_options(
         search_delegate: Whether to search.
         delegate_search_step: At least 1.
         multiple_subgraphs: Whether to allow them.
-        timeout_sec: Seconds.
+        timeout_sec: Seconds, for each try.
 
     Returns:
         List of strings. The table of operations (`-s`) is always asked for.
 
     Raises:
+        TypeError: If `timeout_sec` is no number.
         ValueError: If an option is out of place.
     """
-    if not timeout_sec > 0:
-        raise ValueError(
-            f"`timeout_sec` must be positive. Received: timeout_sec={timeout_sec}."
-        )
+    check_timeout(timeout_sec)
     options = ["-s"]
     if min_runtime_version is not None:
         _check_whole("min_runtime_version", min_runtime_version, 1)
@@ -78,12 +110,13 @@ def compiler_options(
         options += ["-a"]
     if timeout_sec != DEFAULT_TIMEOUT_SEC:
         # Only from version 16 on: older compilers refuse options they do not know.
-        options += ["--timeout_sec", str(max(1, round(timeout_sec)))]
+        options += ["--timeout_sec", str(math.ceil(timeout_sec))]
     return options
 
 
 def _check_whole(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least:
         raise ValueError(
             f"`{name}` must be a whole number, {least} or more. Received: "
             f"{name}={value!r}"

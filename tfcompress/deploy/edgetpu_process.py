@@ -7,6 +7,8 @@ Example:
     ```
 """
 
+import csv
+import io
 import os
 import pathlib
 import shutil
@@ -74,11 +76,13 @@ def find_compiler(compiler=None, container=None):
     found = shutil.which(os.fspath(compiler or COMPILER))
     if found is not None:
         return LocalCompiler(os.path.abspath(found))
-    if compiler is None:
+    if compiler is not None:
+        where = f"at {os.fspath(compiler)!r}"
+    else:
         docker, why = _docker_with(IMAGE)
         if not why:
             return ContainerCompiler(docker, IMAGE)
-    where = f"at {os.fspath(compiler)!r}" if compiler else "on PATH"
+        where = f"on PATH, and image {IMAGE!r} cannot be run: {why}"
     raise EdgeTPUCompilerNotFound(
         f"No executable {COMPILER} {where}. It is a proprietary program for "
         "x86-64 Linux only, from Google Coral's Debian repository (package "
@@ -162,9 +166,9 @@ class ContainerCompiler:
             inside.append(f"/work/models/{pathlib.Path(model).name}")
         command = [
             *(self.docker, "run", "--rm", "--init", "--name", name),
-            *("--network", "none", "--platform", "linux/amd64"),
-            *("--user", f"{os.getuid()}:{os.getgid()}"),
-            *("--volume", f"{folder.resolve()}:/work", "--workdir", "/work"),
+            *("--network", "none", "--platform", "linux/amd64", "--pull", "never"),
+            *_as_this_user(),
+            *("--mount", _mount(folder.resolve(), "/work"), "--workdir", "/work"),
             *(self.image, COMPILER, *options, "-o", "/work", *inside),
         ]
         try:
@@ -192,6 +196,24 @@ class ContainerCompiler:
             )
         except subprocess.TimeoutExpired:
             pass  # The daemon hangs; the error of the compilation says more.
+
+
+def _as_this_user():
+    """Options by which the results belong to whoever asked for them."""
+    if not hasattr(os, "getuid"):
+        return ()  # Windows has no user numbers; docker gives files to its user.
+    return "--user", f"{os.getuid()}:{os.getgid()}"
+
+
+def _mount(folder, inside):
+    """The value of `--mount`; `--volume` cannot name a folder with a colon.
+
+    Docker reads it as a line of comma-separated values.
+    """
+    fields = ("type=bind", f"source={folder}", f"target={inside}")
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(fields)
+    return line.getvalue()
 
 
 def _run(command, folder, timeout_sec):

@@ -63,11 +63,11 @@ _REFUSED_VERSIONS = {
 }
 _OLDER = {
     "CONV_2D": f"Grouped convolutions can be written in older form. {_TARGET}",
-    "EXP": "Use softmax, sigmoid or tanh; for ELU and softplus "
-    'tfc.replace_activations(model, {"elu": "relu6"}).',
-    "QUANTIZE": _TARGET,
+    "EXP": "Use softmax, sigmoid or tanh: for ELU tfc.replace_activations(model, "
+    '{"elu": "relu6"}), for softplus {"softplus": "relu6"}.',
+    "QUANTIZE": f"Use one scale for each activation. {_EXPORT}",
     "REVERSE_V2": "Reverse outside the model.",
-    "TRANSPOSE_CONV": "Put the activation in a layer of its own. " + _TARGET,
+    "TRANSPOSE_CONV": f"Its activation can be an operation of its own. {_TARGET}",
 }
 # Operators that TensorFlow Lite has had since 2022 only (they are not registered in
 # TensorFlow 2.8); the compiler is of 2021.
@@ -88,7 +88,9 @@ _LATER_OPERATORS = {
     "UNSORTED_SEGMENT_SUM",
 }
 _KNOWN_CUSTOM = ("TFLite_Detection_PostProcess", "PosenetDecoderOp")
-_OLDER_VERSION = f"{_TARGET} Or convert with an older TensorFlow."
+# What `edgetpu_form` writes in an older version, however new the converter's is.
+_LOWERED = ("CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+_OLDER_CONVERTER = "Replace it, or convert the model with an older TensorFlow."
 
 
 def file_refusal(file):
@@ -197,7 +199,7 @@ def _version(op):
     if op.version > seen:
         return cpu(
             f"version {op.version}: the highest seen mapped is {seen}",
-            _OLDER_VERSION,
+            _TARGET if op.operator in _LOWERED else _OLDER_CONVERTER,
             certain=False,
         )
 

@@ -14,13 +14,16 @@ import numpy as np
 
 from tfcompress.deploy.tflite_file import schema
 
-# The oldest version of each operator that takes int8.
-_VERSIONS = {
+# The oldest version of each operator that takes int8, and a bias where there is one.
+VERSIONS = {
     "CONV_2D": 3,
     "FULLY_CONNECTED": 4,
     "RESHAPE": 1,
     "SPLIT": 2,
     "CONCATENATION": 2,
+    "RELU": 2,
+    "RELU6": 2,
+    "TRANSPOSE_CONV": 3,
 }
 
 
@@ -58,16 +61,16 @@ class FileEditor:
         return self._names[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
     def code(self, name):
-        """Index of the operator in the version of `_VERSIONS`."""
+        """Index of the operator in the version of `VERSIONS`."""
         number = getattr(self.formats.BuiltinOperator, name)
-        wanted = number, _VERSIONS[name]
+        wanted = number, VERSIONS[name]
         for index, code in enumerate(self.model.operatorCodes):
             kind = max(code.builtinCode, code.deprecatedBuiltinCode)
             if (kind, code.version) == wanted:
                 return index
         code = self.formats.OperatorCodeT()
         code.builtinCode = code.deprecatedBuiltinCode = number
-        code.version = _VERSIONS[name]
+        code.version = VERSIONS[name]
         self.model.operatorCodes.append(code)
         return len(self.model.operatorCodes) - 1
 
@@ -162,15 +165,17 @@ class FileEditor:
             "RESHAPE", [source, self.add_constant(shape)], [target], options
         )
 
-    def add_operator(self, name, inputs, outputs, options):
+    def add_operator(self, name, inputs, outputs, options=None):
         """Appends an operator with its options, an object of the schema."""
         operator = self.formats.OperatorT()
         operator.opcodeIndex = self.code(name)
         operator.inputs, operator.outputs = inputs, outputs
+        self.graph.operators.append(operator)
+        if options is None:
+            return
         operator.builtinOptions = options
         kind = type(options).__name__.removesuffix("T")
         operator.builtinOptionsType = getattr(self.formats.BuiltinOptions, kind)
-        self.graph.operators.append(operator)
 
 
 def _text(name):

@@ -58,6 +58,38 @@ def written_atomically(path):
         temporary.unlink(missing_ok=True)
 
 
+def replace_together(moves):
+    """Moves files to their places: all of them, or none.
+
+    Each new file takes its place in one step; if one cannot, what the earlier ones
+    replaced is put back.
+
+    Args:
+        moves: Pairs `(source, target)` of paths in one file system.
+
+    Raises:
+        OSError: If a target cannot be replaced.
+    """
+    undo = []
+    with tempfile.TemporaryDirectory(dir=pathlib.Path(moves[0][0]).parent) as folder:
+        try:
+            for number, (source, target) in enumerate(moves):
+                old = None
+                if os.path.lexists(target):
+                    old = pathlib.Path(folder, str(number))
+                    shutil.copy2(target, old, follow_symlinks=False)
+                # Before the step, since an interrupt may come right behind it.
+                undo.append((old, target))
+                os.replace(source, target)
+        except BaseException:
+            for old, target in reversed(undo):
+                if old is not None:
+                    os.replace(old, target)
+                else:
+                    pathlib.Path(target).unlink(missing_ok=True)
+            raise
+
+
 def save_keras(model, path):
     """Saves a model as `.keras`; an old file stays until the new one is whole."""
     # Keras insists on the suffix, which the temporary file does not have.

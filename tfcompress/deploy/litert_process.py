@@ -211,24 +211,6 @@ def _difference(made, read, values):
         return None
 
 
-def _micro(path, examples, outputs, arena_bytes):
-    """Outputs of TensorFlow Lite Micro, a list of arrays for each example.
-
-    What it says of its arena goes to the error stream.
-    """
-    from tflite_micro.python.tflite_micro import runtime
-
-    made = runtime.Interpreter.from_file(path, arena_size=arena_bytes)
-    found = []
-    for inputs in examples:
-        for index, value in enumerate(inputs):
-            made.set_input(value, index)
-        made.invoke()
-        found.append([made.get_output(index) for index in range(outputs)])
-    made.print_allocations()
-    return found
-
-
 REQUESTS = {
     "load": _load,
     "prepare": _prepare,
@@ -236,7 +218,6 @@ REQUESTS = {
     "turns": _turns,
     "memory": _memory,
     "operations": _operations,
-    "micro": _micro,
 }
 
 

@@ -184,6 +184,6 @@ def _reason(output):
     """What the interpreter said last before the traceback, and the error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     start = next((i for i, s in enumerate(lines) if s.startswith("Traceback")), 0)
-    return (
-        "; ".join([*lines[max(start - 1, 0) : start], *lines[-1:]]) or "no reason given"
-    )
+    # It names the cause and then the operation; without a cause it repeats itself.
+    said = dict.fromkeys([*lines[max(start - 2, 0) : start], *lines[-1:]])
+    return "; ".join(said) or "no reason given"

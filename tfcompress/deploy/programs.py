@@ -11,6 +11,8 @@ Example:
 """
 
 import importlib.util
+import math
+import numbers
 import os
 import signal
 import subprocess
@@ -119,12 +121,22 @@ def run_script(script, arguments, folder, timeout_sec):
     return run_python(["-c", start, os.fspath(script), *arguments], folder, timeout_sec)
 
 
-def check_timeout(timeout_sec):
-    """Raises `ValueError` unless the number of seconds is positive."""
-    if not timeout_sec > 0:
-        raise ValueError(
-            f"`timeout_sec` must be positive. Received: timeout_sec={timeout_sec}."
-        )
+def check_timeout(timeout_sec, name="timeout_sec"):
+    """Raises unless the number of seconds is positive.
+
+    Args:
+        timeout_sec: Number of seconds.
+        name: Name of the argument, for messages.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not positive, or infinite.
+    """
+    received = f"Received: {name}={timeout_sec!r}"
+    if isinstance(timeout_sec, bool) or not isinstance(timeout_sec, numbers.Real):
+        raise TypeError(f"`{name}` must be a number of seconds. {received}")
+    if not 0 < timeout_sec < math.inf:
+        raise ValueError(f"`{name}` must be positive and finite. {received}")
 
 
 def installed(module):

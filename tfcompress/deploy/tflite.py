@@ -149,9 +149,10 @@ def export_tflite(
         target: `"edgetpu"` for an `"int8"` file of operator versions that the Edge TPU
             compiler of 2021 reads, with the same results: dense layers on several
             positions or with a scale for each unit become 1x1 convolutions, grouped
-            convolutions one for each group, nearest upsampling one operation. Inputs
-            and outputs are `"int8"` or `"uint8"`, the batch size is 1. Dense layers of
-            a plain model get one scale each.
+            convolutions one for each group, nearest upsampling operations that are
+            mapped, activations within transposed convolutions operations of their own.
+            Inputs and outputs are `"int8"` or `"uint8"`, the batch size is 1. Dense
+            layers of a plain model get one scale each.
         metadata: `tfc.Metadata` to put into the file: labels, normalization, author.
 
     The signature `"serving_default"` has the model's own names: keys of a dict of

@@ -143,8 +143,12 @@ def copy_weights(source, target):
 
 def freeze_alike(source, target):
     """Freezes what is frozen of the layers within a layer; its config does not say."""
-    pairs = zip(source._flatten_layers(), target._flatten_layers(), strict=True)
-    for old, new in pairs:
+    # Without variables there is nothing to freeze, and a replaced activation differs.
+    layers = [
+        [sub for sub in layer._flatten_layers() if sub.variables]
+        for layer in (source, target)
+    ]
+    for old, new in zip(*layers, strict=True):
         if not old.trainable:
             new.trainable = False
 

@@ -6,13 +6,10 @@ Example:
     ```
 """
 
-import importlib.util
-import re
-
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.deploy.apart import FileCrashError, FileRunError, Process
+from tfcompress.deploy.micro import run_micro
 from tfcompress.deploy.runtime import TFLiteRunner, dequantize, quantize
 from tfcompress.deploy.tflite_file import read_tflite
 
@@ -27,10 +24,6 @@ RUNTIMES = {
     MICRO: None,
 }
 
-# An arena that is surely large enough: what of it is used is what counts.
-_ARENA_BYTES, _ARENA_COPIES = 64 * 2**20, 16
-
-_USED = re.compile(r"Arena allocation total (\d+) bytes")
 _TIMEOUT_SEC = 600
 
 
@@ -51,8 +44,8 @@ def run(name, path, inputs):
         inputs: List of float arrays, one for each input in order.
 
     Returns:
-        List of float32 arrays, one for each output, and the bytes of the arena that
-        TFLite Micro used (`None` of the others).
+        List of float32 arrays, one for each output, and the bytes of the least
+        arena of TFLite Micro (`None` of the others).
 
     Raises:
         RuntimeMissing: If the runtime is not installed.
@@ -80,46 +73,30 @@ class TensorFlowRunner(TFLiteRunner):
 
 
 def _run_micro(path, inputs):
-    if importlib.util.find_spec("tflite_micro") is None:
-        raise RuntimeMissing(
-            "TFLite Micro is not installed: pip install 'tfcompress[micro]'."
-        )
     runner = TFLiteRunner(path, kernels="builtin")
     file = read_tflite(path)
-    places = [
-        _places(file.inputs, runner.inputs),
-        _places(file.outputs, runner.outputs),
+    takes = _places(file.inputs, runner.inputs)
+    gives = _places(file.outputs, runner.outputs)
+    size = int(runner.inputs[0]["shape"][0])
+    batches = list(in_batches(inputs, size))
+    columns = [
+        np.concatenate(
+            [quantize(batch[place], runner.inputs[place]) for batch in batches]
+        )
+        for place in np.argsort(takes)
     ]
-    examples = [
-        [
-            quantize(batch[place], runner.inputs[place])
-            for place in np.argsort(places[0])
-        ]
-        for batch in in_batches(inputs, int(runner.inputs[0]["shape"][0]))
-    ]
-    with Process() as process:
-        try:
-            found = process.ask(
-                "micro",
-                path,
-                timeout_sec=_TIMEOUT_SEC,
-                examples=examples,
-                outputs=len(runner.outputs),
-                arena_bytes=_ARENA_BYTES + _ARENA_COPIES * file.bytes,
-            )
-        except (FileCrashError, FileRunError) as err:
-            said = [line for line in process.said.splitlines() if line.strip()]
-            raise RuntimeRefusal(said[0].strip() if said else str(err)) from err
-        used = _USED.search(process.said)
+    try:
+        run = run_micro(path, columns, timeout_sec=_TIMEOUT_SEC)
+    except ImportError as err:
+        raise RuntimeMissing(str(err)) from err
+    except ValueError as err:
+        # The caller names runtime and file.
+        raise RuntimeRefusal(str(err).partition(": ")[2]) from err
     outputs = [
-        np.concatenate([example[place] for example in found])[: len(inputs[0])]
-        for place in places[1]
+        dequantize(run.outputs[place][: len(inputs[0])], details)
+        for place, details in zip(gives, runner.outputs, strict=True)
     ]
-    outputs = [
-        dequantize(values, details)
-        for values, details in zip(outputs, runner.outputs, strict=True)
-    ]
-    return outputs, int(used[1]) if used else None
+    return outputs, run.arena_bytes
 
 
 def _places(tensors, details):
