@@ -99,6 +99,24 @@ def test_all_calls_without_counterpart_are_named():
     assert "computes with what tf.shape gave" in str(error.value)
 
 
+def test_shape_of_another_tensor_is_not_taken_for_that_of_this_one():
+    inputs = tf_keras.Input((4, 8))
+    x = tf.reshape(inputs, (-1, 8))
+    x = tf.reshape(x, (tf.shape(inputs)[0], -1, 8))
+    with pytest.raises(ValueError, match="has two unknown lengths"):
+        tfc.from_tfmot(tf_keras.Model(inputs, x))
+
+
+def test_known_lengths_of_a_shape_are_numbers():
+    inputs = tf_keras.Input((4, 8))
+    shape = tf.shape(inputs)
+    x = tf.reshape(inputs, (-1, shape[2], shape[1]))
+    x = tf.reshape(tf.reshape(x, (shape[0], 32)), tf.shape(inputs))
+    new = tfc.from_tfmot(tf_keras.Model(inputs, x))
+    x = np.random.default_rng(0).normal(size=(3, 4, 8)).astype("float32")
+    np.testing.assert_array_equal(new(x), x)
+
+
 def test_names_of_operations_leave_those_of_layers_alone():
     inputs = tf_keras.Input((4,))
     x = tf_keras.layers.Dense(4, name="add")(inputs)

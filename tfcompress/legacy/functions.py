@@ -30,20 +30,15 @@ def _axes(axis):
 
 
 class _Shape:
-    """What `tf.shape` gave: lengths of axes, `None` where they are not known."""
+    """What `tf.shape` gave: lengths of a tensor's axes, `None` where not known."""
 
-    def __init__(self, lengths):
+    def __init__(self, tensor, lengths):
+        self.tensor = tensor
         self.lengths = lengths
 
 
-_UNKNOWN = _Shape(())
-
-
-def _lengths(shape):
-    """A shape in an argument as a list, `None` where a length is not known."""
-    if isinstance(shape, _Shape):
-        return list(shape.lengths)
-    return [None if part is _UNKNOWN else int(part) for part in shape]
+class _Length(_Shape):
+    """A length that is not known."""
 
 
 def _getitem(x, slice_spec):
@@ -53,18 +48,24 @@ def _getitem(x, slice_spec):
         return x[parts]
     found = x.lengths[parts[0]]
     if isinstance(found, tuple):
-        return _Shape(found)
-    return _UNKNOWN if found is None else found
+        return _Shape(x.tensor, found)
+    return _Length(x.tensor, (None,)) if found is None else found
 
 
 def _reshape(tensor, shape):
-    """Reshapes; of a shape with an unknown length, which `-1` can stand for too."""
-    lengths = _lengths(shape)
+    """Reshapes; besides -1 the shape may have the unknown length of the tensor."""
+    lengths, tensors = [], []
+    for part in [shape] if isinstance(shape, _Shape) else shape:
+        lengths += part.lengths if isinstance(part, _Shape) else [int(part)]
+        tensors += [part.tensor] if isinstance(part, _Shape) else []
     if None in lengths and -1 in lengths:
         known = [n for n in tensor.shape if n is not None]
-        if lengths.count(None) > 1 or len(tensor.shape) - len(known) > 1:
+        # Of another tensor the unknown length may be another one.
+        mine = all(t is tensor for t in tensors) and len(known) == len(tensor.shape) - 1
+        if lengths.count(None) > 1 or not mine:
             raise UnsupportedLegacyLayer(
-                f"tf.reshape to {lengths} from {tensor.shape} has two unknown lengths"
+                f"tf.reshape to {lengths} from {tensor.shape} has two unknown lengths. "
+                "Write the known ones as numbers in the old model"
             )
         others = [n for n in lengths if n is not None and n != -1]
         rest = math.prod(known) // math.prod(others)
@@ -180,7 +181,7 @@ _FUNCTIONS = {
     "nn.softmax": lambda logits, axis=-1: ops.softmax(logits, axis=axis),
     "pad": _pad,
     "reshape": _reshape,
-    "shape": lambda input, out_type=None: _Shape(tuple(input.shape)),
+    "shape": lambda input, out_type=None: _Shape(input, tuple(input.shape)),
     "split": lambda value, num_or_size_splits, axis=0: _split(
         value, num_or_size_splits, axis
     ),

@@ -1,4 +1,4 @@
-"""Loads saved models of any Keras version.
+"""Loads saved models of Keras 2 and 3.
 
 Example:
     ```python
@@ -20,7 +20,7 @@ from tfcompress.legacy.read import described, keras_version, read_h5
 
 
 def load_model(path, *, custom_objects=None, compile=False):
-    """Loads a `.keras` or `.h5` file as a Keras 3 model, whichever version wrote it.
+    """Loads a `.keras` or `.h5` file of Keras 2 or 3 as a Keras 3 model.
 
     Files of Keras 3 are loaded by `keras.models.load_model`, safe mode on. Those of
     Keras 2 are rebuilt in Keras 3 with the same weights, and predict the same:
@@ -28,7 +28,8 @@ def load_model(path, *, custom_objects=None, compile=False):
     `hard_sigmoid`) keeps its old meaning, and `/` in the names of layers becomes `_`.
     The code of a `Lambda` is not run: such a model is refused, but for an `.h5` file
     with a class for it in `custom_objects`. TFMOT's wrappers in an `.h5` file are taken
-    off; `from_tfmot` keeps the ranges of quantization too.
+    off; `from_tfmot` keeps the ranges of quantization too. Files of Keras 1 are
+    refused: the error says which versions turn them into ones of Keras 2.
 
     Args:
         path: Path of a `.keras` or `.h5` file, or of a folder with a SavedModel that

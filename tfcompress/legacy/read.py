@@ -171,8 +171,8 @@ def _check_keras_1(path):
         raise ValueError(
             f"{os.fspath(path)!r} was written by Keras 1, whose layers have other "
             "arguments and orders of weights. Load it with Keras 2.0 to 2.3, which "
-            "translate them (pip install keras==2.3.1 tensorflow==1.15, in Python "
-            "3.7), and save it there again."
+            "translate them (pip install keras==2.3.1 tensorflow==1.15 h5py==2.10, in "
+            "Python 3.7), and save it there again."
         )
 
 
