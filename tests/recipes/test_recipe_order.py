@@ -20,13 +20,15 @@ PARTS = {
     "factorize": [{"factorize": {"include": "hidden", "rank": 3}}],
     "prune": [{"Pruning": {"sparsity": 0.6, "skip_small_and_last": False}}, _FIT],
     "distill": ["distill", _FIT],
+    "cluster": [{"cluster": {"clusters": 6}}, _FIT],
     "quantize": ["quantize_aware", _FIT],
     "fold": ["fold"],
     "shrink": [{"ChannelPruning": {"amount": 0.25}}, _FIT],
 }
 # (what, cannot follow).
 _LOSES = {
-    *itertools.product(("cut", "factorize", "fold", "shrink"), ("quantize",)),
+    *itertools.product(("cut", "factorize", "fold", "shrink"), ("cluster", "quantize")),
+    ("cluster", "quantize"),
     *itertools.product(("factorize", "shrink"), ("prune",)),
 }
 
@@ -121,6 +123,11 @@ def _check_order(parts, folder):
         # Whole kernels: of 0.6, and what rounding to 8 bits adds.
         total = sum(n for _, n, _ in file.kernels)
         assert sum(n * s for _, n, s in file.kernels) / total > 0.55
+    if "cluster" in parts:
+        # An integer file has a scale for each output channel.
+        layers = file.layers if "quantize" in parts else tfc.measure(last).layers
+        per = "channel_values" if "quantize" in parts else "distinct_values"
+        assert all(getattr(layer, per) <= 6 for layer in layers)
     assert file.name == ("int8" if "quantize" in parts else "float32")
 
 
@@ -141,6 +148,8 @@ def _accepted(orders):
         for order in [
             ["prune", "cut", "distill", "quantize"],
             ["shrink", "factorize", "prune", "distill", "fold", "quantize"],
+            ["cut", "prune", "cluster", "distill", "quantize"],
+            ["cluster", "prune", "quantize", "distill"],
             *_accepted(_orders(150, seed=1))[:25],
         ]
     ],

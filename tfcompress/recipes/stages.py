@@ -22,6 +22,7 @@ from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.onnx import export_onnx
 from tfcompress.deploy.tflite import export_tflite
 from tfcompress.distill import distill
+from tfcompress.passes.cluster import cluster
 from tfcompress.passes.factorize import factorize
 from tfcompress.passes.fold import fold
 from tfcompress.passes.prune_layers import prune_layers
@@ -46,6 +47,7 @@ PASSES = _by_name(
     prune_layers,
     replace_activations,
     fold,
+    cluster,
     quantize_aware,
 )
 # For the next `fit` behind them, whatever stands between.
