@@ -141,6 +141,7 @@ def test_prune_channels_writes_a_smaller_model_and_says_what_went(run):
     assert small.macs <= plain.macs / 2
 
 
+@pytest.mark.slow
 def test_compress_runs_a_recipe_and_says_what_it_does(run):
     args = "--recipe=r.yaml", "--data=data.npz", "--test_data=data.npz", "--out=out"
     code, out, err = run("compress", "--model=compiled.keras", *args)
@@ -190,6 +191,7 @@ def test_pack_and_unpack_give_the_file_back(run):
     assert again.read_bytes() == original.read_bytes()
 
 
+@pytest.mark.slow
 def test_quantize_improves_what_is_not_trained(run):
     args = "--model=plain.keras", "--data=data.npz", "--config=int4_weights"
     more = "--equalize", "--rounding=adaround", "--steps=5", "--correct_bias"

@@ -69,6 +69,7 @@ def test_features_of_several_teachers_are_put_beside_one_another():
     assert soft_loss(pupil, x, y) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_born_again_generations_teach_the_next_one():
     x, y = image_data(96)
     first = compiled(small_net())
@@ -80,6 +81,7 @@ def test_born_again_generations_teach_the_next_one():
     assert np.mean(third.predict(x, verbose=0).argmax(1) == y) > 0.9
 
 
+@pytest.mark.slow
 def test_deep_supervision_needs_no_teacher():
     x, y = image_data(96)
     model = conv_net()
@@ -97,6 +99,7 @@ def test_deep_supervision_needs_no_teacher():
     assert again.get_config() == pupil.terms[0].get_config()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tflite", "saved_model", "keras"])
 def test_a_file_teaches_what_its_model_would(kind, tmp_path):
     x, y = image_data(24)
@@ -128,6 +131,7 @@ def test_a_file_teaches_what_its_model_would(kind, tmp_path):
         loaded.fit(x, y, verbose=0)
 
 
+@pytest.mark.slow
 def test_an_int8_file_with_two_inputs_is_read_in_order(tmp_path):
     inputs = [keras.Input((4,), name=n) for n in ("z", "a")]
     x = layers.Concatenate()([layers.Dense(3)(inputs[0]), inputs[1]])
@@ -258,6 +262,7 @@ def test_class_weight_is_the_students():
     )
 
 
+@pytest.mark.slow
 def test_two_devices_take_the_step_of_one():
     script = pathlib.Path(__file__).parent / "passes" / "distill_on_two_devices.py"
     done = subprocess.run(

@@ -44,6 +44,7 @@ def test_values_bits_and_entropy_of_a_kernel_by_hand():
     assert "3 bytes at least" in str(measured)
 
 
+@pytest.mark.slow
 def test_values_of_a_file_are_those_that_it_stores(tmp_path):
     x, _ = image_data(32)
     shared = tfc.cluster(conv_net(), 5)
@@ -103,6 +104,7 @@ MACS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MACS)
 def test_macs_by_hand_in_keras_and_in_the_file(name, tmp_path):
     layer, shape, expected = MACS[name]
@@ -126,6 +128,7 @@ def test_a_quantized_model_counts_as_it_is_deployed():
     assert tfc.measure(qat).macs == tfc.measure(model).macs
 
 
+@pytest.mark.slow
 def test_keras_and_files_agree_on_accuracy_in_every_form_of_data(tmp_path):
     x, y = image_data()
     model = compiled(conv_net())

@@ -137,6 +137,7 @@ def test_a_file_that_computes_something_else_is_found_out(qat, file, images, tmp
     ).ok
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_is_at_its_layer(file, images, qat, tmp_path):
     model = conv_net()
     path = tfc.export_tflite(model, tmp_path / "m").path
@@ -145,6 +146,7 @@ def test_a_wrong_kernel_is_at_its_layer(file, images, qat, tmp_path):
     assert last[0].layer == "hidden" and not last[1].layer
 
 
+@pytest.mark.slow
 @needs_micro
 def test_what_a_microcontroller_cannot_run_is_said(images, tmp_path):
     inputs = keras.Input((8, 8, 3))

@@ -249,6 +249,7 @@ def test_restored_weights_are_masked_again_if_pruning_comes_last():
     assert min(zeros(model)) >= min(asked(model, 0.8))
 
 
+@pytest.mark.slow
 def test_a_failed_fit_leaves_no_nested_constraints():
     model = compiled(conv_net())
 
@@ -265,6 +266,7 @@ def test_a_failed_fit_leaves_no_nested_constraints():
     assert zeros(model) == asked(model, 0.8)
 
 
+@pytest.mark.slow
 def test_a_fit_after_pruning_is_free_again():
     model = compiled(conv_net())
     fit(model, prune_all(0.8))
@@ -272,6 +274,7 @@ def test_a_fit_after_pruning_is_free_again():
     assert max(zeros(model)) < 0.3
 
 
+@pytest.mark.slow
 def test_none_keeps_the_zeros_there_are():
     model = compiled(conv_net())
     fit(model, prune_all(0.8))
@@ -283,6 +286,7 @@ def test_none_keeps_the_zeros_there_are():
             assert not np.array_equal(variable.numpy(), old)
 
 
+@pytest.mark.slow
 def test_a_second_pruning_continues_from_the_first():
     model = compiled(conv_net())
     fit(model, prune_all(0.5))
@@ -293,6 +297,7 @@ def test_a_second_pruning_continues_from_the_first():
     assert zeros(model) == asked(model, 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["before", "after"])
 def test_a_killed_run_resumes_with_every_zero(tmp_path, position):
     """BackupAndRestore may stand before or after Pruning in the list."""
@@ -350,6 +355,7 @@ def test_a_subclassed_model_is_pruned():
     assert zeros(model) == asked(model, 0.7)
 
 
+@pytest.mark.slow
 def test_a_custom_train_step_is_pruned():
     class Custom(keras.Model):
         def train_step(self, data):
@@ -367,6 +373,7 @@ def test_a_custom_train_step_is_pruned():
     assert zeros(model) == asked(model, 0.7)
 
 
+@pytest.mark.slow
 def test_include_exclude_and_rules_choose_the_kernels():
     model = compiled(conv_net())
     rules = [tfc.Rule("hidden", sparsity=0.9)]
@@ -388,6 +395,7 @@ def test_the_config_comes_back():
     assert back.schedule == schedule
 
 
+@pytest.mark.slow
 def test_training_that_ends_before_the_schedule_warns(caplog):
     model = compiled(conv_net())
     schedule = tfc.schedules.Polynomial(0, 0.8, end=1000)

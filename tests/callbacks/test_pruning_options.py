@@ -49,6 +49,7 @@ def test_globally_every_kernel_keeps_a_weight():
     assert np.count_nonzero(found == 0) == round(0.9 * found.size)
 
 
+@pytest.mark.slow
 def test_rules_hold_whatever_the_scope():
     model = compiled(conv_net())
     rules = [tfc.Rule("hidden", sparsity=0.25)]
@@ -82,6 +83,7 @@ def test_by_default_a_kernel_loses_by_its_shape_and_all_together_the_fraction():
     assert tfc.Pruning(0.5, pattern="2:4").scope == "layer"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global", "erk"])
 def test_rules_may_say_it_all(scope):
     model = compiled(conv_net())
@@ -91,6 +93,7 @@ def test_rules_may_say_it_all(scope):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_two_of_four_are_left_and_the_model_trains(scope):
     model = compiled(conv_net())
@@ -101,6 +104,7 @@ def test_two_of_four_are_left_and_the_model_trains(scope):
     assert history.history["accuracy"][-1] > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global", "erk"])
 def test_blocks_go_as_wholes(scope, caplog):
     model = compiled(conv_net())
@@ -118,6 +122,7 @@ def test_blocks_go_as_wholes(scope, caplog):
     assert np.mean(_all(found) == 0) == pytest.approx(0.6, abs=0.03)
 
 
+@pytest.mark.slow
 def test_random_zeros_are_the_same_in_every_run_and_grow():
     runs = [_still(score="random", sparsity=s)[1] for s in (0.5, 0.5, 0.8)]
     for first, again, sparser in zip(*(run.values() for run in runs), strict=True):
@@ -152,6 +157,7 @@ def test_the_config_comes_back(settings):
     assert back.get_config() == pruning.get_config()
 
 
+@pytest.mark.slow
 def test_a_second_pruning_goes_on_with_another_pattern():
     model = compiled(conv_net())
     fit(model, prune_all(0.3))
@@ -207,6 +213,7 @@ def test_taylor_keeps_what_the_loss_would_miss_most():
         assert score[kept].min() >= score[~kept].max() - 1e-4 * score.max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["arrays", "dataset", "weighted"])
 def test_taylor_trains_with_data_of_any_form(form):
     x, y = image_data()
@@ -345,6 +352,7 @@ def test_every_kind_of_layer_is_pruned_and_biases_are_not(layer, shape, kernels)
         assert np.count_nonzero(value == 0) == wanted, variable.path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["taylor", "grasp"])
 def test_gradients_go_through_loops_and_attention(score):
     inputs = keras.Input((5, 8))

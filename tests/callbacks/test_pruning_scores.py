@@ -122,6 +122,7 @@ def test_movement_with_sgd_is_the_sum_of_weight_times_gradient():
     assert size[kept].min() < size[~kept].max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{}, {"jit_compile": True}, {"steps_per_execution": 3}, {"run_eagerly": True}],
@@ -134,6 +135,7 @@ def test_movement_trains_however_a_step_runs(settings):
     assert history["accuracy"][-1] > 0.8
 
 
+@pytest.mark.slow
 def test_movement_of_a_run_that_is_resumed_begins_anew_and_drops_nothing_blindly():
     model = compiled(conv_net())
     fit(model, tfc.Pruning(0.5, scope="layer", score="movement"), epochs=8)

@@ -221,6 +221,7 @@ def test_several_steps_a_call_switch_at_the_end_of_the_call():
     assert [rounding for rounding, *_ in watch.seen] == [OFF, ON]
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_counts_batches():
     optimizer = keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)
     model = compiled(quantized(), optimizer=optimizer)
@@ -229,6 +230,7 @@ def test_gradient_accumulation_counts_batches():
     assert [rounding for rounding, *_ in watch.seen] == [OFF, OFF, ON, ON]
 
 
+@pytest.mark.slow
 def test_a_moving_average_of_weights_ends_rounded():
     optimizer = keras.optimizers.Adam(0.01, use_ema=True, ema_overwrite_frequency=3)
     model = compiled(
@@ -240,6 +242,7 @@ def test_a_moving_average_of_weights_ends_rounded():
             assert len(np.unique(channel)) <= 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["before", "after"])
 def test_a_killed_run_resumes_where_it_was(tmp_path, position):
     class Kill(keras.callbacks.Callback):
@@ -338,6 +341,7 @@ def test_a_data_set_of_unknown_length_works_from_its_start():
         model.fit(data(), epochs=2, initial_epoch=1, verbose=0, callbacks=[schedule])
 
 
+@pytest.mark.slow
 def test_the_file_computes_as_the_model_that_was_scheduled(tmp_path):
     model = quantized("int4_weights", calibrated=False)
     schedule = tfc.QuantizationSchedule(4, 16, 16, bits={4: 8, 8: 6, 12: 4})

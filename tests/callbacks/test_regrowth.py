@@ -55,6 +55,7 @@ def _data():
     return tuple(array[:64] for array in image_data())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regrow", ["random", "gradient"])
 @pytest.mark.parametrize("scope", ["layer", "erk", "global"])
 def test_the_sparsity_is_the_same_throughout_while_masks_move(regrow, scope):
@@ -189,6 +190,7 @@ def test_units_of_a_pattern_grow_as_wholes(pattern):
         assert np.mean(mask) == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"jit_compile": True}, {"steps_per_execution": 4}, {"subclassed": True}],
@@ -345,6 +347,7 @@ def test_only_the_learning_rate_goes_back():
     assert model.optimizer.iterations.numpy() == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewind", ["weights", "learning_rate"])
 @pytest.mark.parametrize(
     "settings",

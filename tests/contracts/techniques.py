@@ -160,14 +160,40 @@ WAYS_TO_RUN = {
     "mixed_bfloat16": {"policy": "mixed_bfloat16"},
 }
 
+# Ways that a few techniques take, which are told from the others by how they act on a
+# step: callbacks, wrapped layers, a `train_step` of one's own, and all of them.
+FEW_TAKE = {
+    way: (
+        "pruning",
+        "pruning, global by gradients",
+        "quantization",
+        "quantization with a schedule",
+        "clustering",
+        "distillation, many terms",
+        "all",
+    )
+    for way in ("several steps a call", "moving average", "mixed_float16")
+}
 # What cannot be resumed, and says so (`tests/callbacks/test_regrowth.py`).
 NOT_RESUMED = ("pruning and rewinding",)
 # Name of a test or way to run -> techniques that take it by default; others are slow.
 QUICK = {
-    "plain": tuple(TECHNIQUES),
+    "plain": (
+        "pruning",
+        "pruning, global by gradients",
+        "channel pruning",
+        "pruning and regrowth",
+        "quantization",
+        "quantization with a schedule",
+        "clustering",
+        "clustering with a schedule",
+        "surgery",
+        "distillation",
+        "all",
+    ),
     "jit": ("pruning, global by gradients", "clustering", "all"),
     "several steps a call": ("pruning", "all"),
-    "moving average": ("quantization", "distillation"),
+    "moving average": ("quantization",),
     "mixed_float16": ("quantization",),
     "mixed_bfloat16": ("all",),
     "saved": (

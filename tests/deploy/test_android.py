@@ -95,6 +95,7 @@ def numbers(text):
     return np.array(text.split(), np.float32)
 
 
+@pytest.mark.slow
 @needs_kotlin
 def test_inputs_are_normalized_and_quantized_bit_for_bit(exports, printed):
     assets = exports / "whole/src/main/assets"
@@ -176,6 +177,7 @@ def test_what_is_written_where(exports):
     assert "Bitmap" not in next(exports.rglob("TwoInputs.kt")).read_text()
 
 
+@pytest.mark.slow
 def test_a_model_is_exported_as_asked(tmp_path):
     result = tfc.export_android(
         model(),
@@ -213,6 +215,7 @@ def test_wrong_arguments(case, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_files_that_kotlin_cannot_feed(tmp_path):
     with pytest.raises(ValueError, match="is uint8, which LiteRT's Kotlin buffers"):
         tfc.export_android(

@@ -166,6 +166,7 @@ def test_float_inputs_and_outputs(tmp_path):
     np.testing.assert_allclose(found, widen_activations(model)(x), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "build", "limit", "most"),
     [

@@ -143,6 +143,7 @@ def test_one_scale_for_the_factors_of_a_normalization_too(data, tmp_path):
     assert differences(qat, result.path, data).max() <= 3
 
 
+@pytest.mark.slow
 def test_rules_mix_scales_per_channel_and_per_weight(data, tmp_path):
     rules = [
         tfc.Rule("conv", per_channel=False),
@@ -159,6 +160,7 @@ def test_rules_mix_scales_per_channel_and_per_weight(data, tmp_path):
     assert np.mean(found == 0) > 0.9 and found.max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pack", "packed"), [("dense", {4: 1}), (True, {4: 3}), (False, {4: 0})]
 )
@@ -182,6 +184,7 @@ def test_the_bits_in_force_are_stored(data, tmp_path):
     assert differences(qat, result.path, data).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_16_bit_activations(bits, data, tmp_path):
     settings = config(activation_bits=16, symmetric_activations=True, weight_bits=bits)
@@ -218,6 +221,7 @@ BIASED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BIASED)
 @pytest.mark.parametrize("kind", ["int8", "int16x8"])
 def test_a_bias_of_one_number_is_that_number_in_the_file(kind, name, data, tmp_path):

@@ -157,6 +157,7 @@ def test_the_file_holds_exactly_the_trained_values(four_bits, pack, tmp_path):
         assert len(np.unique(np.abs(weight.value()))) <= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
 def test_unpacked_it_computes_what_the_model_does(bits, inputs):
     model, kernels = small_net(bits)
@@ -173,6 +174,7 @@ def test_the_converter_alone_is_further_off(four_bits, inputs):
     assert compare(content, model, inputs)[0] < compare(exact, model, inputs)[0] - 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(
     ("shape", "layer", "axes"),

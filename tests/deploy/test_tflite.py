@@ -76,6 +76,7 @@ def test_a_plain_model_becomes_integer_by_calibration(trained, tmp_path):
     np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=0.1)
 
 
+@pytest.mark.slow
 def test_pruned_weights_are_zeros_in_the_file(tmp_path):
     x, y = image_data()
     model = compiled(conv_net())
@@ -98,6 +99,7 @@ def test_pruned_weights_are_zeros_in_the_file(tmp_path):
     assert result.gzip_bytes < dense.gzip_bytes
 
 
+@pytest.mark.slow
 def test_several_inputs_and_outputs(tmp_path):
     a, b = keras.Input((4,), name="a"), keras.Input((6,), name="b")
     joined = layers.Concatenate()([layers.Dense(5)(a), layers.Dense(5)(b)])
@@ -170,6 +172,7 @@ def test_the_result_prints_as_a_summary(trained, tmp_path):
 # Indices, recurrent layers, float islands.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
 @pytest.mark.parametrize("quantized", [True, False])
 def test_inputs_that_are_indices_stay_integers(quantized, io, tmp_path):
@@ -199,6 +202,7 @@ def recurrent_net(layer):
     return keras.Model(inputs, layers.Dense(3)(layer(inputs)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer",
     [
@@ -233,6 +237,7 @@ def island_net():
     return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "int16x8"])
 def test_a_float_island_is_accepted_by_name_and_told(kind, tmp_path):
     x = np.random.default_rng(0).normal(size=(16, 8, 8, 4)).astype("float32")

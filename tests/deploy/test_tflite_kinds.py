@@ -56,6 +56,7 @@ def errors(path, model, x):
 
 # A float16 has 11 significant bits; int8 rounds to half of one in 127, and the errors
 # of a few layers add up.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "weights", "tolerance"),
     [
@@ -74,6 +75,7 @@ def test_weights_of_float_kinds_are_what_they_say(
     assert not result.fully_integer
 
 
+@pytest.mark.slow
 def test_float16_halves_the_bytes_and_dynamic_range_quarters_the_kernels(
     model, tmp_path
 ):
@@ -91,6 +93,7 @@ def test_float16_halves_the_bytes_and_dynamic_range_quarters_the_kernels(
     assert sizes["dynamic_range"] == sizes["float32"] / 4
 
 
+@pytest.mark.slow
 def test_int4_of_a_plain_model_and_of_a_trained_one(model, images, tmp_path):
     path = tmp_path / "m.tflite"
     qat = tfc.quantize_aware(model, "int4_weights", calibration_data=images)
@@ -103,6 +106,7 @@ def test_int4_of_a_plain_model_and_of_a_trained_one(model, images, tmp_path):
         assert errors(path, qat, images)[0] < 0.05
 
 
+@pytest.mark.slow
 def test_a_kind_that_the_weights_are_not_is_refused(images, tmp_path):
     qat = tfc.quantize_aware(conv_net(), calibration_data=images)
     with pytest.raises(ValueError, match="No weight of the model has 4 bits"):

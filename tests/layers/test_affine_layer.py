@@ -54,6 +54,7 @@ def test_the_convolution_runs_in_a_compiled_model(rank):
     np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scale_and_shift_are_trained():
     layer = Affine()
     model = keras.Sequential([keras.Input((4,)), layer])

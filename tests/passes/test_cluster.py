@@ -124,6 +124,7 @@ def test_a_plain_kernel_with_few_values_starts_a_codebook():
     )
 
 
+@pytest.mark.slow
 def test_quantizing_goes_on_where_clustering_was():
     x, _ = image_data()
     shared = tfc.cluster(conv_net(), 16, biases=True)
@@ -201,6 +202,7 @@ def test_every_layer_with_a_kernel(name, tmp_path):
     np.testing.assert_allclose(plain.predict(x, verbose=0), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_and_its_integer_form_keep_the_values(tmp_path):
     inputs = keras.Input((6, 8))
     x = layers.MultiHeadAttention(2, 4, name="attention")(inputs, inputs)
@@ -290,6 +292,7 @@ def test_biases_are_clustered_if_asked():
         assert len(np.unique(plain.get_layer("hidden").bias.numpy())) == expected
 
 
+@pytest.mark.slow
 def test_weights_of_a_group_share_one_codebook_across_layers():
     x, _ = image_data()
     shared = tfc.cluster(

@@ -88,6 +88,7 @@ def test_logits_and_probabilities_give_the_same_loss():
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_student_learns_the_teachers_answers_without_labels():
     x, _ = vectors(256)
     teacher = dense(16)
@@ -101,6 +102,7 @@ def test_the_student_learns_the_teachers_answers_without_labels():
     assert same.mean() > 0.95
 
 
+@pytest.mark.slow
 def test_the_teacher_is_not_changed():
     x, y = image_data(64)
     teacher, student = conv_net(), conv_net()
@@ -113,6 +115,7 @@ def test_the_teacher_is_not_changed():
     assert len(distiller.trainable_variables) == len(student.trainable_variables)
 
 
+@pytest.mark.slow
 def test_batch_statistics_move_once_a_step():
     x, y = image_data(32)
     plain, student = conv_net(), conv_net()
@@ -183,6 +186,7 @@ def test_a_sigmoid_teacher_does_not_teach_a_softmax():
         tfc.distill(dense(), teacher)
 
 
+@pytest.mark.slow
 def test_a_subclassed_teacher_must_be_declared():
     x, _ = image_data(4)
     teacher = Subclassed()

@@ -69,6 +69,7 @@ def test_every_term_is_learned_and_survives_its_config(name):
     assert pupil.student is student
 
 
+@pytest.mark.slow
 def test_a_projection_is_trained_beside_the_student_and_never_pruned():
     student = conv_net(softmax=False)
     pupil = tfc.distill(student, wide_net(), terms=[d.Hint("conv_relu", "a")])
@@ -99,6 +100,7 @@ def test_equal_widths_need_no_projection_and_the_loss_is_numpys():
     assert found["distillation_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_student_runs_once_a_step_with_features():
     x, y = image_data(32)
     plain, student = conv_net(), conv_net()
@@ -138,6 +140,7 @@ def test_patterns_find_nested_and_subclassed_layers():
     assert history["distillation_loss"][0] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_schedules_follow_the_optimizers_step_and_go_on_after_loading(tmp_path):
     x, y = image_data(32)
     falling = tfc.schedules.Polynomial(8.0, 2.0, begin=2, end=6, power=1)

@@ -45,6 +45,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_weight_is_a_whole_number_of_the_reported_steps(name):
     settings, highest = CONFIGS[name]

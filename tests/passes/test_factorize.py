@@ -301,6 +301,7 @@ def test_regularizers_act_on_factors_and_the_end_is_the_layer_s():
     np.testing.assert_array_equal(last.bias, dense.bias)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["tucker", "spatial", "cp"])
 def test_the_result_saves_loads_and_trains_and_the_original_is_as_it_was(
     method, tmp_path

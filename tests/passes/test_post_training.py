@@ -86,6 +86,7 @@ def test_adaptive_rounding_changes_the_outputs_less(config):
     assert moved > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     ["4 bits", *(pytest.param(c, marks=SLOW) for c in CONFIGS if c != "4 bits")],
@@ -128,6 +129,7 @@ def test_the_file_has_the_very_integers_that_were_chosen(trained, config, tmp_pa
     assert np.mean(found.argmax(1) == expected.argmax(1)) > 0.98
 
 
+@pytest.mark.slow
 def test_rounded_again_the_weights_are_what_they_are(trained, tmp_path):
     model, x, _ = trained
     quantized = tfc.quantize_post_training(

@@ -326,6 +326,7 @@ def test_a_budget_holds_and_is_used(budget, scope):
     assert max(shares) > 0.9
 
 
+@pytest.mark.slow
 def test_a_latency_budget_is_measured_on_the_exported_file(monkeypatch):
     module = sys.modules["tfcompress.prune_channels"]
     plan, removed = _planned(tfc.zoo.ds_cnn(width=8))

@@ -166,6 +166,7 @@ def test_the_gain_of_weights_is_the_size_of_the_branch():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, blocks", [("MobileNetV2", 10), pytest.param("ResNet50", 12)]
 )
@@ -181,6 +182,7 @@ def test_networks_that_people_use_have_their_blocks_found(name, blocks):
     assert len(residual_blocks(Graph(pruned))[0]) == blocks - 3
 
 
+@pytest.mark.slow
 def test_the_result_saves_loads_and_trains_and_the_original_is_as_it_was(tmp_path):
     x, y = image_data()
     model = _network()

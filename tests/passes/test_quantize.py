@@ -136,6 +136,7 @@ def test_zeros_survive_quantization_and_the_training_after_it():
     assert zero.mean() <= np.mean(kernel == 0) < 0.9
 
 
+@pytest.mark.slow
 def test_preserve_nothing_lets_zeros_go():
     x, y = image_data()
     model = compiled(conv_net())

@@ -197,6 +197,7 @@ def test_a_bad_file_is_named(tmp_path):
         tfc.Recipe(["fold"]).save(tmp_path / "r.txt")
 
 
+@pytest.mark.slow
 def test_apply_and_callbacks_are_for_a_training_of_ones_own():
     x, y = image_data(96)
     model = compiled(conv_net())

@@ -262,6 +262,7 @@ def test_a_loss_is_needed_and_may_come_from_three_places(model, tmp_path):
     assert own["metrics"] == ["accuracy"] and set(own) == {"loss", "metrics"}
 
 
+@pytest.mark.slow
 def test_data_sets_train_too_and_wrong_data_are_refused(model, tmp_path):
     x, y = image_data(64)
     batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
