@@ -70,6 +70,17 @@ def test_the_channels_of_every_kind_of_kernel():
     assert [layer.channel_values for layer in found] == [1, 2]
 
 
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_the_channels_of_a_depthwise_kernel_in_a_float_file(kind, tmp_path):
+    inputs = keras.Input((8, 8, 16))
+    model = keras.Model(inputs, layers.DepthwiseConv2D(3, use_bias=False)(inputs))
+    signs = np.where(np.random.default_rng(0).random((3, 3, 16, 1)) < 0.5, -1, 1)
+    model.layers[1].kernel.assign(signs * np.arange(1, 17).reshape(1, 1, 16, 1))
+    path = tfc.export_tflite(model, tmp_path / "m.tflite", kind=kind).path
+    (layer,) = tfc.measure(path).layers
+    assert (layer.distinct_values, layer.channel_values) == (32, 2)
+
+
 def test_a_kernel_of_one_value_needs_nothing():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, layers.Dense(4, kernel_initializer="ones")(inputs))

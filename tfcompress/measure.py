@@ -203,6 +203,7 @@ def _measure_file(path, data, name):
     file = read_tflite(path)
     with damage_named(path):
         found, macs = _parameters(file), _file_macs(file)
+        depthwise = _depthwise_kernels(file)
     latency = latency_ms(path)
     accuracy = None
     if data is not None:
@@ -219,7 +220,9 @@ def _measure_file(path, data, name):
         kernels=tuple(
             _kernel(t.name, t.size, nonzero) for t, nonzero in found if len(t.shape) > 1
         ),
-        layers=tuple(_stored_weights(t) for t, _ in found if len(t.shape) > 1),
+        layers=tuple(
+            _stored_weights(t, depthwise) for t, _ in found if len(t.shape) > 1
+        ),
     )
 
 
@@ -278,11 +281,28 @@ def layer_weights(name, values, *, axes=(-1,), stored=None):
     )
 
 
-def _stored_weights(tensor):
+def _depthwise_kernels(file):
+    """Indices of constants that depthwise convolutions read, converted or not."""
+    converted = {
+        op.outputs[0].index: op.inputs[0].index
+        for op in file.operations
+        if op.operator == "DEQUANTIZE"
+    }
+    kernels = [
+        op.inputs[1].index
+        for op in file.operations
+        if op.operator == "DEPTHWISE_CONV_2D"
+    ]
+    return {converted.get(index, index) for index in kernels}
+
+
+def _stored_weights(tensor, depthwise):
+    several = tensor.scale is not None and tensor.scale.size > 1
+    axis = 3 if tensor.index in depthwise and len(tensor.shape) == 4 else 0
     return layer_weights(
         tensor.name,
         _without_zero_point(tensor),
-        axes=(tensor.quantized_axis,),
+        axes=(tensor.quantized_axis if several else axis,),
         stored=bytes(tensor.buffer),
     )
 

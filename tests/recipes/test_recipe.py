@@ -92,6 +92,52 @@ def test_python_objects_are_written_as_data():
     assert read.stages[4].settings == {"start_step": 5}
 
 
+def test_terms_of_distillation_and_clustering_are_written_as_data():
+    d = tfc.distillation
+    warming = tfc.schedules.Cosine(0.0, 1.0, end=100)
+    terms = [d.SoftLabels(4.0), d.Hint("a", "b", weight=warming)]
+    made = tfc.Recipe(
+        [
+            "cluster",
+            {"distill": {"terms": terms, "alpha": 0.3}},
+            tfc.ClusteringSchedule([[0, 0.5], [5, 1.0]]),
+            {"fit": {"epochs": 1}},
+        ]
+    )
+    read = tfc.Recipe.from_yaml(made.to_yaml())
+    assert read == made
+    soft, hint = read.stages[1].arguments()["terms"]
+    assert isinstance(soft, d.SoftLabels) and soft.temperature == 4.0
+    assert (hint.student_layer, hint.teacher_layer) == ("a", "b")
+    assert hint.weight.get_config() == warming.get_config()
+    schedule = read.stages[2].verb(**read.stages[2].arguments())
+    assert schedule.get_config() == made.stages[2].verb([[0, 0.5], [5, 1]]).get_config()
+    with pytest.raises(ValueError, match="Did you mean 'Hint'"):
+        tfc.Recipe([{"distill": {"terms": [{"Hunt": {}}]}}])
+
+
+def test_terms_and_clustering_train_in_a_recipe(tmp_path):
+    x, y = image_data(64)
+    model = compiled(conv_net())
+    hint = {"Hint": {"student_layer": "hidden", "teacher_layer": "hidden"}}
+    recipe = tfc.Recipe(
+        [
+            {"cluster": {"clusters": 4}},
+            {"distill": {"terms": [{"SoftLabels": {}}, hint]}},
+            {"ClusteringSchedule": {"fraction": [[0, 0.5], [2, 1.0]]}},
+            {"fit": {"epochs": 2}},
+        ]
+    )
+    last = recipe.run(model, (x, y), tmp_path / "out").model
+    kernel = np.asarray(tfc.strip(last).get_layer("hidden").kernel)
+    assert len(np.unique(kernel)) <= 4
+    alone = tfc.Recipe(
+        [{"ClusteringSchedule": {"kmeans_every": 9}}, {"fit": {"epochs": 1}}]
+    )
+    with pytest.raises(ValueError, match="Put `cluster` before it"):
+        alone.run(model, (x, y), tmp_path / "none")
+
+
 @pytest.mark.parametrize("name", ["edge-int8", "edgetpu", "smallest", "tiny-mcu"])
 def test_presets_are_texts_to_read_and_copy(name, tmp_path):
     assert name in tfc.Recipe.presets()

@@ -46,15 +46,16 @@ class Recipe:
     It reads like the script that it stands for. A pass (`prune_channels`, `factorize`,
     `separate_convs`, `prune_layers`, `replace_activations`, `fold`, `cluster`,
     `quantize_aware`) changes the model in its place. A callback (`Pruning`,
-    `ChannelPruning`, `QuantizationSchedule`) and `distill` are for the next `fit`
-    behind them; there the teacher is the model that the recipe started from, or
-    `teacher`, the path of a `.keras` file. `fit` trains (`epochs`, `learning_rate`,
-    `decay`, `optimizer`, `batch_size`, `loss`). `export_tflite`, `export_onnx` and
-    `check_edgetpu` write and check files.
+    `ChannelPruning`, `QuantizationSchedule`, `ClusteringSchedule`) and `distill` are
+    for the next `fit` behind them; there the teacher is the model that the recipe
+    started from, or `teacher`, the path of a `.keras` file. `fit` trains (`epochs`,
+    `learning_rate`, `decay`, `optimizer`, `batch_size`, `loss`). `export_tflite`,
+    `export_onnx` and `check_edgetpu` write and check files.
 
     Settings are those of the verb or callback, by name. Where it takes examples
     (`data`, `calibration_data`) the setting is how many to take of the training data,
-    256 by default. An object is a mapping from its name to its settings:
+    256 by default. An object (`Rule`, `QuantizationConfig`, a schedule, a term of
+    `tfc.distillation`) is a mapping from its name to its settings:
     `{"Rule": {"match": "head", "sparsity": 0.5}}`.
 
     What a stage made stays: the `fit`s behind a `Pruning` hold its zeros, and an order

@@ -56,8 +56,11 @@ def check_door(stages, model, data, objective):
     made = made_in(model)
     check_order(stages, made)
     held, quantized, exported = {}, "quantization" in made, False
+    # Quantizers may be around codebooks: the callback will see.
+    clustered = quantized or "clusters" in made
     for number, stage in enumerate(stages, start=1):
         quantized = quantized or stage.name == "quantize_aware"
+        clustered = clustered or stage.name == "cluster"
         exported = exported or stage.name == "export_tflite"
         if stage.name in HELD:
             held[stage.name] = number
@@ -67,6 +70,11 @@ def check_door(stages, model, data, objective):
                     f"Stage {held['QuantizationSchedule']}, `QuantizationSchedule`: "
                     "there are no quantizers in that `fit`. Put `quantize_aware` "
                     "before it."
+                )
+            if "ClusteringSchedule" in held and not clustered:
+                raise ValueError(
+                    f"Stage {held['ClusteringSchedule']}, `ClusteringSchedule`: there "
+                    "are no codebooks in that `fit`. Put `cluster` before it."
                 )
             plan = stage.verb(**stage.arguments())
             with named(number, stage):

@@ -17,11 +17,17 @@ import math
 from dataclasses import dataclass, field
 
 from tfcompress import schedules
-from tfcompress.callbacks import ChannelPruning, Pruning, QuantizationSchedule
+from tfcompress.callbacks import (
+    ChannelPruning,
+    ClusteringSchedule,
+    Pruning,
+    QuantizationSchedule,
+)
 from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.onnx import export_onnx
 from tfcompress.deploy.tflite import export_tflite
 from tfcompress.distill import distill
+from tfcompress.passes import distillation
 from tfcompress.passes.cluster import cluster
 from tfcompress.passes.factorize import factorize
 from tfcompress.passes.fold import fold
@@ -51,7 +57,7 @@ PASSES = _by_name(
     quantize_aware,
 )
 # For the next `fit` behind them, whatever stands between.
-CALLBACKS = _by_name(Pruning, ChannelPruning, QuantizationSchedule)
+CALLBACKS = _by_name(Pruning, ChannelPruning, QuantizationSchedule, ClusteringSchedule)
 HELD = {**CALLBACKS, "distill": distill}
 TRAINING = {"fit": Fit}
 # Write or read files; the model goes on as it is.
@@ -65,6 +71,18 @@ OBJECTS = _by_name(
     schedules.Cosine,
     schedules.Iterative,
     schedules.Polynomial,
+    distillation.AttentionTransfer,
+    distillation.Contrastive,
+    distillation.DecoupledSoftLabels,
+    distillation.DeepSupervision,
+    distillation.HardLabels,
+    distillation.Hint,
+    distillation.LogitsCosine,
+    distillation.LogitsMSE,
+    distillation.Regression,
+    distillation.Relational,
+    distillation.SimilarityPreserving,
+    distillation.SoftLabels,
 )
 
 # Settings that are numbers of examples in a recipe, which a run takes from its data.
@@ -217,6 +235,9 @@ def plain(value, where, key):
         return value
     if isinstance(value, (list, tuple)):
         return [plain(item, where, key) for item in value]
+    if isinstance(value, dict) and value.get("class_name") in OBJECTS:
+        # As Keras writes an object within another's config.
+        return {value["class_name"]: plain(value["config"], where, key)}
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return {name: plain(item, where, key) for name, item in value.items()}
     if type(value) in OBJECTS.values():

@@ -187,6 +187,9 @@ class Hint(FeatureTerm):
 class AttentionTransfer(FeatureTerm):
     """The maps of where features are large agree, whatever the channels.
 
+    Its value is from 0 to 2 an example: a weight of about 1 to 10 sets it beside a
+    cross-entropy.
+
     Args:
         student_layer: Path of a layer of the student, or a regular expression that
             matches one path.
@@ -197,7 +200,7 @@ class AttentionTransfer(FeatureTerm):
 
     Example:
         ```python
-        term = tfc.distillation.AttentionTransfer("conv2", "conv4", weight=100)
+        term = tfc.distillation.AttentionTransfer("conv2", "conv4", weight=5)
         tfc.distill(small, teacher, terms=[term])
         ```
 
