@@ -32,7 +32,7 @@ import tfcompress as tfc
 from tfcompress.deploy.ethosu import EthosUCompilerError
 from tfcompress.deploy.micro import run_micro
 from tfcompress.deploy.onnx_runtime import ONNXRunner
-from tfcompress.deploy.runtime import TFLiteRunner, quantize
+from tfcompress.deploy.runtime import TFLiteRunner, latency_ms, quantize
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 ROUNDS = 3
@@ -100,7 +100,7 @@ class _Row:
         micro = self._tried("TFLite Micro", lambda: self._micro(litert))
         times = {"litert": [], "onnx": [], "opencv": [], "micro": []}
         for _ in range(ROUNDS):
-            times["litert"].append(litert.latency_ms(seconds=0))
+            times["litert"].append(latency_ms(self.tflite, seconds=0))
             times["onnx"].append(onnx.latency_ms(seconds=0))
             if opencv:
                 run = tfc.check_opencv(self.onnx, [self.x[:1]], repeats=100)

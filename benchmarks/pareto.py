@@ -233,15 +233,14 @@ class _Run:
 
     def _time(self):
         """Milliseconds of an inference of every file, in turn."""
-        from tfcompress.deploy.runtime import TFLiteRunner
+        from tfcompress.deploy.runtime import latency_ms
 
         rows = {n: r for n, r in self.rows.items() if "file" in r}
-        runners = {n: TFLiteRunner(self.folder / r["file"]) for n, r in rows.items()}
         times = {name: [] for name in rows}
         for _ in range(self.args.rounds):
-            for name, runner in runners.items():
-                # Of inference alone: what Python adds would hide it.
-                times[name].append(runner.latency_ms(repeats=5, seconds=0.0))
+            for name, row in rows.items():
+                path = self.folder / row["file"]
+                times[name].append(latency_ms(path, repeats=5, seconds=0.0))
         base = np.array(times[FLOAT])
         for name, row in rows.items():
             row["ms"] = statistics.median(times[name])
