@@ -34,9 +34,13 @@ def cache_teacher(dataset, teacher, path, *, layers=()):
 
     If the file is there, it is read, if it was written for this teacher. Answers are
     looked up by the bytes of each example, so the dataset may be shuffled and batched
-    anew; one whose examples change from pass to pass is refused. Augment behind the
-    cache: `cache_teacher(dataset, ...).map(augment)`, where inputs are
-    `{"inputs": x, "teacher_outputs": {...}}`.
+    anew; one whose examples change from pass to pass is refused.
+
+    The answers are to the examples as they are in `dataset`. What is augmented behind
+    the cache, `cache_teacher(dataset, ...).map(augment)` with inputs `{"inputs": x,
+    "teacher_outputs": {...}}`, is taught the answer to the example before. Where that
+    costs accuracy (Beyer et al., 2022, section 3.1), put several augmented copies into
+    `dataset`, or leave the cache out. arXiv:2106.05237
 
     Args:
         dataset: Finite, batched `tf.data.Dataset` of inputs, `(x, y)` or
