@@ -88,6 +88,7 @@ def test_an_operation_alone_computes_what_it_does_in_the_file(path):
         )
 
 
+@pytest.mark.slow
 def test_an_operation_that_runs_others_has_no_time_of_its_own(tmp_path):
     inputs = keras.Input((3, 4))
     model = keras.Model(inputs, layers.LSTM(5)(inputs))

@@ -133,6 +133,7 @@ def test_a_cache_of_other_data_is_refused(tmp_path):
         tfc.cache_teacher(other, teacher, tmp_path / "a.cache")
 
 
+@pytest.mark.slow
 def test_an_example_that_is_missing_later_stops_the_training(tmp_path):
     teacher = conv_net()
     tfc.cache_teacher(dataset(), teacher, tmp_path / "a.cache")

@@ -103,6 +103,7 @@ def test_export_writes_the_file(run, args):
     assert pathlib.Path(args[1]).exists() and args[1] in out
 
 
+@pytest.mark.slow
 def test_export_puts_labels_into_the_file(run):
     pathlib.Path("labels.txt").write_text("red\ngreen\nblue\n")
     code, _, _ = run("export", "plain.keras", "l.tflite", "--labels=labels.txt")

@@ -33,6 +33,7 @@ def by_hand(student, probabilities, x, temperature=4.0):
     return np.mean((p * np.log(p / q)).sum(axis=1)) * temperature**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [None, [3.0, 1.0]])
 def test_several_teachers_are_averaged_in_probability(weights):
     x, y = image_data(16)
@@ -280,6 +281,7 @@ def test_two_devices_take_the_step_of_one():
 # Students that teach one another.
 
 
+@pytest.mark.slow
 def test_the_mutual_loss_is_the_papers_and_regularizers_count_once():
     x, y = _vectors()
     students = [_linear(keras.regularizers.L2(0.3)), _linear()]

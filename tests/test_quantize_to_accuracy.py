@@ -100,6 +100,7 @@ def test_the_layer_that_loses_most_stays_float(model, data, on_files, tmp_path):
         tfc.export_tflite(quantized, path, kind="int8", allow_float=["ELU"])
 
 
+@pytest.mark.slow
 def test_as_few_as_suffice_are_found_by_halving(model, data):
     x, _ = data
     calls = []
@@ -139,6 +140,7 @@ def test_rounded_weights_are_kept_in_what_stays_quantized(model, data):
             np.testing.assert_array_equal(new, old)
 
 
+@pytest.mark.slow
 def test_all_activations_get_16_bits_first(model, data):
     x, _ = data
 

@@ -116,6 +116,7 @@ def test_k_means_of_a_group_and_of_blocks():
     assert error() < before
 
 
+@pytest.mark.slow
 def test_the_model_keeps_what_is_in_force(tmp_path):
     x, y = image_data(96)
     shared = _frozen(tfc.cluster(conv_net(), 8))

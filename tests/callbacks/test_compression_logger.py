@@ -51,6 +51,7 @@ def test_it_writes_zeros_thresholds_and_changes_of_each_kernel(tmp_path):
     assert changes[1] > 0 and changes[3] == 0
 
 
+@pytest.mark.slow
 def test_of_a_quantized_model_it_writes_ranges_and_the_zeros_that_count(tmp_path):
     x, _ = image_data()
     model = compiled(conv_net())

@@ -39,6 +39,7 @@ def test_one_threshold_for_all_kernels():
     assert len({np.mean(kernel == 0) for kernel in after.values()}) > 1
 
 
+@pytest.mark.slow
 def test_globally_every_kernel_keeps_a_weight():
     model = compiled(conv_net(), optimizer=keras.optimizers.SGD(0.0))
     conv = model.get_layer("conv").kernel
@@ -196,6 +197,7 @@ def _by_hand(model, x, y):
     return [g.numpy() for g in tape.gradient(value, [v.value for v in kernels])]
 
 
+@pytest.mark.slow
 def test_taylor_keeps_what_the_loss_would_miss_most():
     model = compiled(conv_net(), optimizer=keras.optimizers.SGD(0.0))
     x, y = (array[:32] for array in image_data())

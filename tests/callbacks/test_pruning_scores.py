@@ -95,6 +95,7 @@ def test_one_shot_needs_no_length_of_the_run():
     assert zeros(model)[2] == 0.5
 
 
+@pytest.mark.slow
 def test_movement_with_sgd_is_the_sum_of_weight_times_gradient():
     model, (x, y) = _small_net(), _small_data()
     model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")

@@ -187,6 +187,7 @@ def test_logs_have_the_bits_only_if_they_are_scheduled():
     assert set(history) == {"loss", "accuracy"}
 
 
+@pytest.mark.slow
 def test_a_learned_step_starts_from_the_weights_that_the_warm_up_left():
     model = quantized(config(weights="learned_step", weight_bits=4))
 
@@ -214,6 +215,7 @@ def test_a_learned_step_starts_from_the_weights_that_the_warm_up_left():
     np.testing.assert_allclose(after, before, atol=0.2)
 
 
+@pytest.mark.slow
 def test_several_steps_a_call_switch_at_the_end_of_the_call():
     model = compiled(quantized(), steps_per_execution=2)
     watch = Watch()

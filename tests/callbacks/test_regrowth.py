@@ -211,6 +211,7 @@ def test_regrowth_however_a_step_runs(settings):
         )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_sparsity():
     model = compiled(conv_net())
     fit(model, tfc.Pruning(0.7, include="hidden", regrow="random"), epochs=2)

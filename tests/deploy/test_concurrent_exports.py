@@ -18,6 +18,7 @@ def net(units):
     return keras.Model(inputs, layers.Dense(units)(inputs))
 
 
+@pytest.mark.slow
 def test_two_threads(tmp_path, capfd):
     path, errors = tmp_path / "m.tflite", []
 

@@ -38,6 +38,7 @@ def test_a_crash_is_an_error():
         calibrate_and_convert(model, 1, "int8", examples(model, x))
 
 
+@pytest.mark.slow
 def test_a_loop_that_does_not_crash_is_converted(tmp_path):
     inputs = keras.Input((6,))
     model = keras.Model(inputs, layers.Dense(3)(Doubled()(inputs)))

@@ -155,6 +155,7 @@ def test_widening_twice_changes_nothing():
     assert ranges[0] == ranges[1]
 
 
+@pytest.mark.slow
 def test_float_inputs_and_outputs(tmp_path):
     model = one_operation((6,), layers.Dense(4), limit=3.0)
     _, file = export(model, tmp_path / "f.tflite", io="float32")

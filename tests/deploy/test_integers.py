@@ -105,6 +105,7 @@ def test_learned_steps_are_the_scales_of_the_file(data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_powers_of_two_are_powers_of_two_in_the_file(data, tmp_path):
     qat = quantized(config(power_of_two=True, weight_bits=4), data)
     for pack in (True, False):
@@ -130,6 +131,7 @@ def test_one_scale_a_weight(kind, data, tmp_path):
     assert found.max() <= (1 if kind == "int8" else 4)
 
 
+@pytest.mark.slow
 def test_one_scale_for_the_factors_of_a_normalization_too(data, tmp_path):
     inputs = keras.Input(SHAPE)
     factors = keras.initializers.RandomUniform(0.5, 1.5)
@@ -174,6 +176,7 @@ def test_what_is_packed_is_chosen_and_told(pack, packed, data, tmp_path):
     assert differences(qat, result.path, data).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_bits_in_force_are_stored(data, tmp_path):
     qat = quantized("int8", data)
     for layer in qat.layers:

@@ -237,6 +237,7 @@ def test_the_versions_say_that_packed_weights_are_read(four_bits, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_one_scale_for_the_whole_weight(tmp_path):
     inputs, dense = keras.Input((7,)), layers.Dense(5)
     model = keras.Model(inputs, fake_quant()(dense(fake_quant(-1.0, 1.0)(inputs))))
@@ -305,6 +306,7 @@ def test_kernels_that_are_nearly_equal_are_told_apart(tmp_path):
     np.testing.assert_allclose(found[1], kernel.T * 1.002, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_bias_beside_tiny_weights_survives():
     inputs, dense = keras.Input((6,)), layers.Dense(3)
     model = keras.Model(inputs, fake_quant()(dense(fake_quant(-1.0, 1.0)(inputs))))

@@ -139,6 +139,7 @@ def test_a_mixed_precision_model_exports_in_float32(policy, tmp_path):
     np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_size_is_filled_up(trained, tmp_path):
     model, _ = trained
     x, y = image_data(10, seed=1)

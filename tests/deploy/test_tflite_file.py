@@ -18,6 +18,7 @@ def path(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_it_sees_what_the_interpreter_sees(path):
     from ai_edge_litert.interpreter import Interpreter
 

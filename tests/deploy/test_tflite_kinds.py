@@ -159,6 +159,7 @@ def test_sparse_weights_take_fewer_bytes_and_compute_the_same(images, tmp_path, 
         np.testing.assert_array_equal(tensor.value(), by_shape[tensor.shape])
 
 
+@pytest.mark.slow
 def test_sparse_is_refused_where_it_does_not_run_or_does_not_pay(model, tmp_path):
     with pytest.raises(ValueError, match="Received: kind='dynamic_range'"):
         tfc.export_tflite(model, tmp_path / "m", kind="dynamic_range", sparse=True)
@@ -266,6 +267,7 @@ def test_dict_inputs_and_outputs_go_by_their_keys(tmp_path):
     np.testing.assert_allclose(found["box_xy"], expected["box"]["xy"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_quantization_aware_model_keeps_the_names_of_its_layers(images, tmp_path):
     qat = tfc.quantize_aware(conv_net(), calibration_data=images)
     path = tfc.export_tflite(qat, tmp_path / "m", kind="int8").path
@@ -273,6 +275,7 @@ def test_a_quantization_aware_model_keeps_the_names_of_its_layers(images, tmp_pa
     assert signature == {"inputs": ["image"], "outputs": ["classifier"]}
 
 
+@pytest.mark.slow
 def test_equal_names_are_told_apart(tmp_path):
     inputs = keras.Input((4,))
     dense = layers.Dense(2, name="same")
@@ -319,6 +322,7 @@ def test_a_fixed_batch_cannot_be_resized_by_mistake(model, tmp_path):
         runner.resize_tensor_input(details["index"], (5, 8, 8, 3), strict=True)
 
 
+@pytest.mark.slow
 def test_weights_of_loops_are_seen(tmp_path):
     inputs = keras.Input((3, 4))
     model = keras.Model(inputs, layers.LSTM(20)(inputs))

@@ -174,6 +174,7 @@ def test_an_operation_of_a_positive_number_agrees(name, tmp_path):
     assert np.mean(found == expected) >= share
 
 
+@pytest.mark.slow
 def test_a_table_of_embeddings_agrees(tmp_path):
     inputs = keras.Input((12,), dtype="int32")
     model = keras.Model(inputs, layers.Embedding(50, 8)(inputs))

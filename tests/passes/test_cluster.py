@@ -106,6 +106,7 @@ def test_values_and_zeros_go_through_8_bits(config, tmp_path):
         assert by_size[zero.size].sparsity >= zero.mean()
 
 
+@pytest.mark.slow
 def test_a_plain_kernel_with_few_values_starts_a_codebook():
     x, _ = image_data(16)
     plain = tfc.strip(tfc.cluster(_pruned(), 6))

@@ -153,6 +153,7 @@ def test_the_student_comes_out_plain():
     assert tfc.strip(distiller) is student
 
 
+@pytest.mark.slow
 def test_alpha_zero_needs_no_loss():
     x, y = vectors()
     distiller = tfc.distill(dense(), dense(16), alpha=0)

@@ -116,6 +116,7 @@ def test_the_student_runs_once_a_step_with_features():
         np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
+@pytest.mark.slow
 def test_patterns_find_nested_and_subclassed_layers():
     x, y = image_data(16)
     inner = keras.Sequential(
@@ -187,6 +188,7 @@ def _soft(student, teacher, temperature):
     return (p * np.log(p / q)).sum(axis=1) * temperature**2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(FEATURES_ALONE)
 def test_a_memory_of_contrast_is_bounded_and_keeps_the_latest():
     x, y = image_data(40)
@@ -209,6 +211,7 @@ def test_a_memory_of_contrast_is_bounded_and_keeps_the_latest():
     assert int(state.taken_in) == 40
 
 
+@pytest.mark.slow
 def test_masked_steps_of_a_sequence_do_not_count():
     inputs = keras.Input((5,), dtype="int32")
     tokens = np.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
@@ -242,6 +245,7 @@ def two_headed(width, name):
     return keras.Model(inputs, outputs, name=name)
 
 
+@pytest.mark.slow
 def test_outputs_in_a_dict_have_terms_and_weights_of_their_own():
     rng = np.random.default_rng(2)
     x = rng.normal(size=(32, 6)).astype("float32")

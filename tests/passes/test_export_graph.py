@@ -62,6 +62,7 @@ def test_every_weight_is_a_whole_number_of_the_reported_steps(name):
         assert weight.bits == (8 if highest == 127 else len(bin(highest)) - 1)
 
 
+@pytest.mark.slow
 def test_one_scale_is_one_step_with_normalization_folded_in():
     _, weights = export_graph_and_weights(quantized("int8_per_tensor"))
     assert [w.step.size for w in weights] == [1] * 4

@@ -364,6 +364,7 @@ def test_networks_that_people_use_lose_their_batch_norm(name, size, left):
     _assert_same(folded, model, examples(model, 2))
 
 
+@pytest.mark.slow
 def test_the_result_saves_loads_and_trains_and_the_original_is_as_it_was(tmp_path):
     x, y = image_data()
     model = _randomized(conv_net())

@@ -150,6 +150,7 @@ def test_rounded_again_the_weights_are_what_they_are(trained, tmp_path):
         np.testing.assert_array_equal(plain.get_layer(name).kernel, kernel)
 
 
+@pytest.mark.slow
 def test_the_zeros_of_a_pruned_model_stay(trained):
     model, x, y = trained
     model = keras.models.clone_model(model)
@@ -201,6 +202,7 @@ def test_the_error_of_no_layer_grows(trained):
     assert all(f.adapted <= f.nearest for f in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [pytest.param("4 bits", marks=SLOW), "one scale"])
 def test_each_channel_has_its_mean_after_bias_correction(trained, config):
     model, x, _ = trained
