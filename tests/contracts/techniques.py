@@ -172,7 +172,12 @@ FEW_TAKE = {
         "distillation, many terms",
         "all",
     )
-    for way in ("several steps a call", "moving average", "mixed_float16")
+    for way in (
+        "several steps a call",
+        "moving average",
+        "mixed_float16",
+        "mixed_bfloat16",
+    )
 }
 # What cannot be resumed, and says so (`tests/callbacks/test_regrowth.py`).
 NOT_RESUMED = ("pruning and rewinding",)
