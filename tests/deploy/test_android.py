@@ -40,6 +40,8 @@ def output_names(path):
 def exports(tmp_path_factory):
     """Three exports in one folder, and what their classes are called with."""
     root = tmp_path_factory.mktemp("android")
+    (root / "whole").mkdir()
+    (root / "whole/README.md").write_text("The app's own.")
     tfc.export_android(
         small_files() / "int8.tflite",
         root / "whole",
@@ -156,10 +158,11 @@ def test_what_is_written_where(exports):
     files = {
         path.relative_to(exports / "whole").as_posix()
         for path in (exports / "whole").rglob("*")
-        if path.is_file() and "_" not in path.name.split("whole")[0]
+        if path.is_file() and not path.name.startswith(("in_", "out_"))
     }
     assert files == {
         "README.md",
+        "README_whole.md",
         "src/main/assets/whole.tflite",
         "src/main/assets/whole_labels.txt",
         "src/main/java/com/example/first/Whole.kt",
@@ -168,7 +171,8 @@ def test_what_is_written_where(exports):
     source = (small_files() / "int8.tflite").read_bytes()
     assert (assets / "whole.tflite").read_bytes() == source
     assert (assets / "whole_labels.txt").read_text() == "cat\ndog\nbird\n"
-    readme = (exports / "whole/README.md").read_text()
+    assert (exports / "whole/README.md").read_text() == "The app's own."
+    readme = (exports / "whole/README_whole.md").read_text()
     assert 'implementation("com.google.ai.edge.litert:litert:' in readme
     assert "192 values, 8 x 8 x 3" in readme
     assert "computes (x - [0.1, 0.2, 0.3]) / [0.5, 0.7, 1.1]" in readme

@@ -60,7 +60,7 @@ class AndroidExport:
         asset_path: Path of the `.tflite` file.
         labels_path: Path of the labels, one a line; `None` if there are none.
         kotlin_path: Path of the class.
-        readme_path: Path of the README.
+        readme_path: Path of `README_NAME.md`, which says how the app takes the rest.
         package: Kotlin package of the class.
         class_name: Its name.
         gradle: Lines for `build.gradle.kts`.
@@ -144,7 +144,9 @@ def export_android(
     if labels is not None:
         contents[labels_path] = "".join(f"{label}\n" for label in labels).encode()
     readme = _readme(class_name, interface, labels, contents, directory)
-    contents[directory / "README.md"] = readme.encode()
+    # Not README.md, which is the app's own.
+    readme_path = directory / f"README_{name}.md"
+    contents[readme_path] = readme.encode()
     for target, data in contents.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         with written_atomically(target) as temporary:
@@ -154,7 +156,7 @@ def export_android(
         asset_path=os.fspath(assets / f"{name}.tflite"),
         labels_path=None if labels is None else os.fspath(labels_path),
         kotlin_path=os.fspath(kotlin_path),
-        readme_path=os.fspath(directory / "README.md"),
+        readme_path=os.fspath(readme_path),
         package=package,
         class_name=class_name,
         gradle=_gradle(),
