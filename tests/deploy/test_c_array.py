@@ -156,11 +156,40 @@ def test_names_come_from_the_file(tmp_path):
     assert pathlib.Path(result.source_path).name == "model_2_my_model_v3.c"
 
 
+@needs_gcc
+@pytest.mark.parametrize("language", COMPILERS)
+def test_odd_names_compile(language, tmp_path):
+    path = copy_of("int8.tflite", tmp_path).rename(tmp_path / "a\nint b ü.tflite")
+    result = tfc.export_c_array(path, tmp_path / "2net.c", name="net", resolver=False)
+    main = tmp_path / "main.c"
+    main.write_text(MAIN.format(header="2net.h", name="net", alignment=16))
+    sources = [main, result.source_path]
+    assert built(COMPILERS[language], sources, tmp_path) == path.read_bytes()
+
+
+def test_a_name_that_only_cpp_refuses_is_changed(tmp_path):
+    path = copy_of("int8.tflite", tmp_path).rename(tmp_path / "xor.tflite")
+    assert tfc.export_c_array(path, tmp_path, resolver=False).name == "model_xor"
+
+
+@pytest.mark.parametrize("name", ["int8.c", "int8.h", "int8_resolver.h"])
+def test_a_file_of_somebody_else_stays(name, tmp_path):
+    path = small_files() / "int8.tflite"
+    (tmp_path / name).write_text("int user;")
+    with pytest.raises(FileExistsError, match=f"{name}' was not written by .*_data.c"):
+        tfc.export_c_array(path, tmp_path)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["int user;"]
+    (tmp_path / name).unlink()
+    tfc.export_c_array(path, tmp_path, resolver=False)
+    tfc.export_c_array(path, tmp_path, resolver=False)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
         ({"name": "my-model"}, "Received: name='my-model'"),
         ({"name": "int"}, "Received: name='int'"),
+        ({"name": "typename"}, "Received: name='typename'"),
         ({"alignment": 12}, "Received: alignment=12"),
         ({"alignment": 2}, "Received: alignment=2"),
         ({"alignment": 16.0}, "Received: alignment=16.0"),
@@ -177,6 +206,8 @@ def test_wrong_places(tmp_path):
     path = small_files() / "int8.tflite"
     with pytest.raises(ValueError, match="an existing folder, or a file that ends in"):
         tfc.export_c_array(path, tmp_path / "absent")
+    with pytest.raises(ValueError, match="a name that `#include` takes"):
+        tfc.export_c_array(path, tmp_path / 'a"b.c')
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         tfc.export_c_array(path, tmp_path / "absent" / "m.c")
     with pytest.raises(FileNotFoundError, match="No such .tflite file"):

@@ -105,7 +105,7 @@ def kotlin_class(package, class_name, asset, interface, labels_asset=None):
         "com.google.ai.edge.litert.Accelerator",
         "com.google.ai.edge.litert.CompiledModel",
     ]
-    text = _Template(resource.read_text()).substitute(
+    text = _Template(resource.read_text(encoding="utf-8")).substitute(
         package=package,
         class_name=class_name,
         asset=asset,

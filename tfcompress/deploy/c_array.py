@@ -19,12 +19,19 @@ from tfcompress.deploy.tflite_file import read_tflite
 _SUFFIXES = (".c", ".cc", ".cpp")
 _ALIGNMENTS = [1 << bits for bits in range(2, 13)]
 _BYTES_A_LINE = 12
-# That both languages refuse as a name and a file is likely to be called.
+_MARK = "Written by tfcompress"
+# Of C23 and C++20, and `main`: the array shall compile as either.
 _KEYWORDS = set(
-    "auto bool break case char class const default delete do double else enum export "
-    "extern float for friend if inline int long namespace new operator private public "
-    "register return short signed sizeof static struct switch template this union "
-    "unsigned using virtual void volatile while main".split()
+    "alignas alignof and and_eq asm auto bitand bitor bool break case catch char "
+    "char16_t char32_t char8_t class co_await co_return co_yield compl concept const "
+    "const_cast consteval constexpr constinit continue decltype default delete do "
+    "double dynamic_cast else enum explicit export extern false float for friend goto "
+    "if inline int long main mutable namespace new noexcept not not_eq nullptr "
+    "operator or or_eq private protected public register reinterpret_cast requires "
+    "restrict return short signed sizeof static static_assert static_cast struct "
+    "switch template this thread_local throw true try typedef typeid typename typeof "
+    "typeof_unqual union unsigned using virtual void volatile wchar_t while xor "
+    "xor_eq".split()
 )
 
 _HEADER = """\
@@ -131,7 +138,8 @@ def export_c_array(path, destination, *, name=None, alignment=16, resolver=True)
         path: Path of a `.tflite` file.
         destination: An existing folder, which gets `FILE.c`, `FILE.h` and
             `FILE_resolver.h`; or the path of the source, ending in `.c`, `.cc` or
-            `.cpp`, with the headers beside it.
+            `.cpp`, with the headers beside it. Files that an earlier call wrote
+            there are replaced.
         name: Name of the array, a C identifier; by default the name of the source,
             which in a folder is made of that of `path`.
         alignment: Bytes that the array is aligned to, a power of two; TFLite Micro
@@ -144,6 +152,8 @@ def export_c_array(path, destination, *, name=None, alignment=16, resolver=True)
         where the extra `micro` is installed.
 
     Raises:
+        FileExistsError: If a file of such a name is there that this function did not
+            write.
         FileNotFoundError: If there is no such file or folder.
         ValueError: If the file is damaged, TFLite Micro lacks one of its operators (and
             `resolver` is true), or an argument does not fit.
@@ -157,11 +167,13 @@ def export_c_array(path, destination, *, name=None, alignment=16, resolver=True)
     header = source.with_suffix(".h")
     registers = source.with_name(f"{source.stem}_resolver.h") if resolver else None
     check_writable(source)
+    for target in filter(None, (source, header, registers)):
+        _check_ours(target)
     calls = resolver_calls(file) if resolver else ()
     arena, reason = _arena(path) if resolver else (None, "not asked for")
     content = pathlib.Path(path).read_bytes()
     common = {
-        "about": f"Written by tfcompress from {pathlib.Path(path).name}; do not edit.",
+        "about": f"{_MARK} from {_one_line(pathlib.Path(path).name)}; do not edit.",
         "name": name,
         "alignment": alignment,
     }
@@ -179,7 +191,7 @@ def export_c_array(path, destination, *, name=None, alignment=16, resolver=True)
         texts[registers] = _resolver_text(common, registers, calls, arena, reason)
     for target, text in texts.items():
         with written_atomically(target) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     return CArrayExport(
         source_path=os.fspath(source),
         header_path=os.fspath(header),
@@ -201,7 +213,31 @@ def _source_path(path, destination):
             "`destination` must be an existing folder, or a file that ends in "
             f"{', '.join(_SUFFIXES)}. Received: {os.fspath(destination)!r}"
         )
+    if re.search(r'["\\]', destination.name) or len(destination.name.splitlines()) > 1:
+        raise ValueError(
+            "`destination` must have a name that `#include` takes: no quotes, "
+            f"backslashes or line breaks. Received: {os.fspath(destination)!r}"
+        )
     return destination
+
+
+def _check_ours(path):
+    """Raises if a file is there that somebody else wrote."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        ours = file.readline().startswith(f"// {_MARK}".encode())
+    if not ours:
+        raise FileExistsError(
+            f"{os.fspath(path)!r} was not written by tfcompress and would be lost. "
+            "Pass another `destination`, such as "
+            f"{os.fspath(path.with_name(f'{path.stem}_data.c'))!r}."
+        )
+
+
+def _one_line(name):
+    """A name that stays within a comment and can be encoded."""
+    return " ".join(name.splitlines()).encode(errors="replace").decode()
 
 
 def _identifier(stem):
@@ -235,7 +271,8 @@ def _arena(path):
 
 
 def _guard(path):
-    return re.sub(r"\W", "_", path.name, flags=re.ASCII).upper() + "_"
+    guard = re.sub(r"\W", "_", path.name, flags=re.ASCII).upper() + "_"
+    return f"TFC_{guard}" if guard[0].isdigit() else guard
 
 
 def _rows(content):

@@ -323,6 +323,6 @@ def _why_nothing_mapped(output):
 def _publish(output, log, out_dir, stem):
     written = pathlib.Path(output.path)
     written_log = written.with_suffix(".log")
-    written_log.write_text(log)
+    written_log.write_text(log, encoding="utf-8")
     os.replace(written_log, out_dir / f"{stem}_vela.log")
     os.replace(written, out_dir / f"{stem}_vela.tflite")
