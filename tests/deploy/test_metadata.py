@@ -121,6 +121,34 @@ def test_several_labelled_outputs_have_a_file_each(tmp_path):
     assert not found.files
 
 
+def test_different_labels_do_not_share_a_file(tmp_path):
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, [layers.Dense(2)(inputs), layers.Dense(2)(inputs)])
+    path = tmp_path / "m.tflite"
+
+    def metadata(first, second):
+        names = {"a/b": first, "a_b": second}
+        return tfc.Metadata(
+            outputs=[tfc.TensorMetadata(n, labels=x) for n, x in names.items()]
+        )
+
+    with pytest.raises(ValueError, match="both have the file 'labels_a_b.txt'"):
+        tfc.export_tflite(model, path, metadata=metadata(["a", "b"], ["c", "d"]))
+    assert not path.exists()
+    tfc.export_tflite(model, path, metadata=metadata(["a", "b"], ["a", "b"]))
+    found = tfc.read_metadata(path)
+    assert [t.labels for t in found.outputs] == [("a", "b")] * 2
+
+
+@pytest.mark.parametrize("lines", [b"a\r\nb\r\nc\r\n", b"a\nb\nc", b"a\nb\nc\n"])
+def test_labels_of_other_tools_are_read_line_by_line(lines, path, tmp_path):
+    copy = tmp_path / "m.tflite"
+    copy.write_bytes(path.read_bytes()[: path.read_bytes().index(b"PK\x03\x04")])
+    with zipfile.ZipFile(copy, "a") as archive:
+        archive.writestr("labels.txt", lines)
+    assert tfc.read_metadata(copy).outputs[0].labels == ("a", "b", "c")
+
+
 # Bytes by hand: what the reader of another language finds where the schema puts it.
 
 
@@ -179,6 +207,7 @@ def test_the_bytes_are_where_the_schema_puts_them(path):
         ({"inputs": [tfc.TensorMetadata()] * 2}, "the file's 1 inputs .'image'."),
         ({"inputs": [tfc.TensorMetadata(mean=[1, 2], std=[1, 2])]}, "its 3 channels"),
         ({"outputs": [tfc.TensorMetadata(color_space="rgb")]}, "has shape .1, 3."),
+        ({"outputs": [tfc.TensorMetadata(labels=["a", "b", ""])]}, "is empty"),
         ({"files": {"labels.txt": b""}}, "may not have the name of labels"),
     ],
 )
@@ -197,6 +226,8 @@ def test_metadata_that_do_not_fit_the_file(path, changes, error):
         ({"mean": np.nan, "std": 1.0}, "must be finite"),
         ({"color_space": "bgr"}, "Received: 'bgr'"),
         ({"labels": ["a\nb"]}, "one line"),
+        ({"labels": ["a\rb"]}, "one line"),
+        ({"labels": ["a\u2028"]}, "one line"),
     ],
 )
 def test_tensors_out_of_place(settings, error):

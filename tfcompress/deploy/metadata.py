@@ -50,7 +50,7 @@ class TensorMetadata:
         minimum: Least raw values, one or one a channel.
         maximum: Largest ones.
         color_space: `"rgb"` or `"grayscale"` of an image; `None` of anything else.
-        labels: Names of the classes, one for each place of the last axis.
+        labels: Names of the classes, one for each place of the last axis, each a line.
     """
 
     name: str = ""
@@ -145,11 +145,16 @@ def _check_tensor(tensor):
             f"`color_space` must be one of {_COLOR_SPACES}. Received: "
             f"{tensor.color_space!r}"
         )
-    wrong = [x for x in tensor.labels if not isinstance(x, str) or "\n" in x]
+    # Empty ones are refused on writing only: files of other tools have them.
+    wrong = [x for x in tensor.labels if not isinstance(x, str) or not _in_one_line(x)]
     if wrong:
         raise ValueError(
             f"`labels` must be strings of one line. Received: {wrong[0]!r}"
         )
+
+
+def _in_one_line(text):
+    return text.splitlines() in ([], [text])
 
 
 def _about(tensor):
@@ -174,7 +179,8 @@ def write_metadata(path, metadata):
         FileNotFoundError: If there is no such file.
         TypeError: If `metadata` is none.
         ValueError: If the file is damaged, or has not as many inputs, outputs, channels
-            or classes as `metadata`.
+            or classes as `metadata`; or a label is empty, or two lists of labels would
+            have the same file name.
         OSError: If the file cannot be written.
 
     Reference:
@@ -236,6 +242,11 @@ def _completed(what, graph, indices, names, given):
                 f"`labels` of {tensor.name!r} must be one for each of its {last} "
                 f"classes (shape {shape}). Received: {len(tensor.labels)}"
             )
+        if "" in tensor.labels:
+            raise ValueError(
+                f"A label of {tensor.name!r} is empty; Android's tools would pass over "
+                f"its line. Received: {list(tensor.labels)!r}"
+            )
         if tensor.color_space and len(shape) != 4:
             raise ValueError(
                 f"`color_space` is for images of shape (batch, height, width, "
@@ -253,7 +264,12 @@ def _label_files(inputs, outputs, files):
     """Dict from name to bytes of all that goes into the archive."""
     made = {}
     for place, labels in metadata_table.label_names(inputs, outputs):
-        made[place] = "\n".join(labels).encode()
+        content = "\n".join(labels).encode()
+        if made.setdefault(place, content) != content:
+            raise ValueError(
+                f"Two tensors with different labels would both have the file {place!r}."
+                " Pass each a tfc.TensorMetadata with a `name` of its own."
+            )
     twice = set(made) & set(files)
     if twice:
         raise ValueError(f"`files` may not have the name of labels: {sorted(twice)}")
@@ -360,5 +376,6 @@ def _with_labels(fields, files):
         return TensorMetadata(**fields)
     if name not in files:
         raise KeyError(f"the labels {name!r} are not in the file")
-    labels = files[name].decode().splitlines()
+    lines = [line.removesuffix("\r") for line in files[name].decode().split("\n")]
+    labels = lines if lines[-1] else lines[:-1]
     return TensorMetadata(**fields, labels=labels)
