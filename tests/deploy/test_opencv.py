@@ -63,6 +63,17 @@ def test_residual_integer_networks_run_in_the_default_engine(tmp_path):
 
 
 @needs_opencv
+def test_inputs_may_have_any_name(tmp_path):
+    inputs = [keras.Input((8, 8, 3), name=name) for name in ("file", "names")]
+    difference = keras.layers.Subtract()(inputs)
+    model = keras.Model(inputs, keras.layers.Conv2D(2, 3)(difference))
+    tfc.export_onnx(model, tmp_path / "m.onnx")
+    values = [image_data(4, seed=seed)[0] for seed in (1, 2)]
+    check = tfc.check_opencv(tmp_path / "m.onnx", values)
+    assert check.largest_difference < 1e-5
+
+
+@needs_opencv
 def test_an_engine_that_fails_is_named_and_the_next_one_tried(
     files, tmp_path, monkeypatch
 ):

@@ -114,8 +114,11 @@ def _run(path, runner, inputs, settings, timeout_sec):
     """Outputs of an engine, and the median time of an inference."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder).resolve()
-        named = {t.name: a for t, a in zip(runner.inputs, inputs, strict=True)}
-        np.savez(folder / "inputs.npz", **named)
+        # Names apart from the arrays: `savez` has parameters of its own, as `file`.
+        pairs = list(zip(runner.inputs, inputs, strict=True))
+        arrays = {f"input_{i}": array for i, (_, array) in enumerate(pairs)}
+        names = np.array([tensor.name for tensor, _ in pairs])
+        np.savez(folder / "inputs.npz", names=names, **arrays)
         arguments = [os.path.abspath(path), *map(str, settings)]
         done = run_script(_CHILD, arguments, folder, timeout_sec)
         if done.code is None:

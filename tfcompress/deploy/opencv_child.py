@@ -1,7 +1,8 @@
 """The script that `opencv` runs in another process: OpenCV's `cv2.dnn`.
 
 It imports nothing of this package, so that it starts in a fraction of a second. Reads
-`inputs.npz` in the working folder and writes `outputs.npz`.
+`inputs.npz` in the working folder, `input_0` and on with their `names`, and writes
+`outputs.npz`.
 """
 
 import statistics
@@ -18,7 +19,8 @@ def _main(path, engine, rows, threads, repeats):
     cv2.setNumThreads(threads)
     net = cv2.dnn.readNetFromONNX(path, getattr(cv2.dnn, engine))
     with np.load("inputs.npz") as arrays:
-        inputs = dict(arrays)
+        names = [str(name) for name in arrays["names"]]
+        inputs = {name: arrays[f"input_{i}"] for i, name in enumerate(names)}
     count = len(next(iter(inputs.values())))
     found = [
         _outputs(net, {k: v[start : start + rows] for k, v in inputs.items()})
