@@ -50,6 +50,15 @@ def test_an_integer_file_is_wholly_on_the_npu(tmp_path):
 
 
 @needs_vela
+def test_the_result_of_a_link_is_beside_it(tmp_path):
+    link = tmp_path / "link.tflite"
+    link.symlink_to(copy_of("int8.tflite", tmp_path / "store"))
+    result = tfc.compile_ethosu(link, **U55)
+    assert result.path == str(tmp_path / "link_vela.tflite")
+    assert len(list((tmp_path / "store").iterdir())) == 1
+
+
+@needs_vela
 def test_another_accelerator_and_board(tmp_path):
     path = copy_of("int8.tflite", tmp_path)
     config = tmp_path / "board.ini"
@@ -214,6 +223,12 @@ def test_a_failure_says_why_and_keeps_the_old_result(behaviour, tmp_path):
         "int8.tflite",
         "int8_vela.tflite",
     ]
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    path = copy_of("int8.tflite", tmp_path)
+    with pytest.raises(NotADirectoryError, match="`out_dir` must be a folder"):
+        tfc.compile_ethosu(path, path, **U55)
 
 
 def test_a_folder_that_cannot_be_made():

@@ -161,6 +161,7 @@ def compile_ethosu(
         An `EthosUCompilation`.
 
     Raises:
+        NotADirectoryError: If `out_dir` is a file.
         FileNotFoundError: If there is no such file or `config`;
             `EthosUCompilerNotFound` if there is no Vela.
         ValueError: If the file is damaged, no TFLite model, or compiled already, or an
@@ -170,6 +171,10 @@ def compile_ethosu(
     """
     check_timeout(timeout_sec)
     _check_choices(accelerator, memory_mode, optimise, config)
+    if out_dir is not None and os.path.isfile(out_dir):
+        raise NotADirectoryError(
+            f"`out_dir` must be a folder. Received a file: {os.fspath(out_dir)!r}"
+        )
     model = read_tflite(path)
     if any(op.operator == NPU_OPERATOR for op in model.operations):
         raise ValueError(
@@ -177,7 +182,8 @@ def compile_ethosu(
             "that it was made from."
         )
     run, version = _compiler(compiler)
-    path = pathlib.Path(path).resolve()
+    # Not resolved: the result belongs beside a link, under its name.
+    path = pathlib.Path(os.path.abspath(path))
     out_dir = path.parent if out_dir is None else pathlib.Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     arguments = [
