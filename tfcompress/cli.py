@@ -788,8 +788,8 @@ def _export_c_array(args):
 def _export_android(args):
     """Write the asset, labels and a Kotlin class that runs a model with LiteRT.
 
-    The class normalizes, quantizes and dequantizes as the model needs it. The README in
-    the folder has the Gradle lines.
+    The class normalizes, quantizes and dequantizes as the model needs it. The folder's
+    README_NAME.md has the Gradle lines.
     """
     if (args.mean is None) != (args.std is None):
         raise ValueError("--mean and --std go together.")

@@ -12,6 +12,7 @@ from keras import layers
 from small_files import copy_of, examples, model, small_files
 
 import tfcompress as tfc
+from tfcompress.deploy.android_kotlin import identifiers
 from tfcompress.deploy.runtime import TFLiteRunner, quantize
 
 HERE = pathlib.Path(__file__).parent
@@ -19,6 +20,8 @@ needs_kotlin = pytest.mark.skipif(
     not (shutil.which("kotlinc") and shutil.which("java")),
     reason="needs kotlinc and java (Debian's package kotlin)",
 )
+# Kotlin's templates and escapes, a name of the class's own, two that become equal.
+ODD = ("k", "price$usd", 'say "x\\y"', "a b", "a_b")
 MEAN, STD = np.float32([0.1, 0.2, 0.3]), np.float32([0.5, 0.7, 1.1])
 
 
@@ -30,6 +33,13 @@ def two_inputs():
     return keras.Model([numbers, words], [total, 2 * total])
 
 
+def odd_names():
+    inputs = [keras.Input((2,), name=name) for name in ODD]
+    raw = keras.Input((2,), dtype="int8", name="scores")
+    total = layers.Add()([*inputs, keras.ops.cast(raw, "float32")])
+    return keras.Model([*inputs, raw], total)
+
+
 def output_names(path):
     """Names of the outputs in the file's signature, by index."""
     signature = Interpreter(str(path)).get_signature_runner()
@@ -38,7 +48,7 @@ def output_names(path):
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
-    """Three exports in one folder, and what their classes are called with."""
+    """Four exports in one folder, and what their classes are called with."""
     root = tmp_path_factory.mktemp("android")
     (root / "whole").mkdir()
     (root / "whole/README.md").write_text("The app's own.")
@@ -56,6 +66,13 @@ def exports(tmp_path_factory):
     tfc.export_android(
         two_inputs(), root / "two", name="two_inputs", package="com.example.third"
     )
+    tfc.export_android(
+        odd_names(),
+        root / "odd",
+        name="odd",
+        package="com.example.fourth",
+        labels=["left", "right"],
+    )
     return root
 
 
@@ -69,6 +86,8 @@ def printed(exports):
         "plain": ("plain.tflite", [x]),
         "two": ("two_inputs.tflite", [np.float32([[0.5, -2]]), np.int32([[3, 1, 2]])]),
     }
+    odd = [np.float32([[i, -i]]) for i in range(len(ODD))]
+    runs["odd"] = ("odd.tflite", [*odd, np.int8([[7, -100]])])
     for name, (asset, values) in runs.items():
         # What LiteRT computes stands in for LiteRT on a phone.
         assets = exports / name / "src/main/assets"
@@ -143,6 +162,23 @@ def test_several_inputs_and_outputs_keep_the_order_of_the_model(exports, printed
 
 
 @needs_kotlin
+def test_any_names_and_raw_int8(exports, printed):
+    np.testing.assert_array_equal(numbers(printed["odd"]), [17, -110])
+    assert printed["side"] == "left"
+    assets = exports / "odd/src/main/assets"
+    for i, name in enumerate(ODD):
+        found = np.fromfile(assets / f"in_{name}", np.float32)
+        np.testing.assert_array_equal(found, [i, -i])
+    np.testing.assert_array_equal(np.fromfile(assets / "in_scores", np.int8), [7, -100])
+
+
+def test_identifiers_differ_and_are_no_keywords():
+    names = ["a b", "a_b", "aB2", "a-b", "", "ü", "in", "k", "2x", "values2x"]
+    found = ["aB", "aB2", "aB22", "aB3", "value", "value2", "inValues", "kValues"]
+    assert identifiers(names) == [*found, "values2x", "values2x2"]
+
+
+@needs_kotlin
 def test_pixels_are_red_green_blue_by_rows(printed):
     rows, columns = np.mgrid[:8, :8]
     expected = np.stack([rows, columns, rows + columns], axis=-1)
@@ -199,6 +235,8 @@ def test_a_model_is_exported_as_asked(tmp_path):
 
 BAD = {
     "package": ({"package": "digits"}, "Received: package='digits'"),
+    "keyword": ({"package": "com.in.fun"}, r"keywords \['fun', 'in'\] as parts"),
+    "type": ({"name": "float_array"}, "class FloatArray, .*='float_array_model'"),
     "name": ({"name": "My Net"}, "Received: name='My Net'"),
     "number of labels": ({"labels": ["a"]}, "1 labels for outputs of shapes"),
     "label": ({"labels": ["a", "b\nc", "d"]}, r"Received: 'b\\nc'"),
@@ -217,6 +255,19 @@ def test_wrong_arguments(case, tmp_path):
     with pytest.raises(ValueError, match=message):
         tfc.export_android(small_files() / "int8.tflite", tmp_path, **settings)
     assert not list(tmp_path.iterdir())
+
+
+def test_activations_of_16_bits_have_float_borders(tmp_path):
+    result = tfc.export_android(
+        keras.Sequential([keras.Input((4,)), layers.Dense(2)]),
+        tmp_path,
+        name="wide",
+        package="com.example.wide",
+        kind="int16x8",
+        calibration_data=np.float32(np.random.default_rng(0).normal(size=(16, 4))),
+    )
+    runner = TFLiteRunner(result.asset_path)
+    assert runner.inputs[0]["dtype"] == runner.outputs[0]["dtype"] == np.float32
 
 
 @pytest.mark.slow

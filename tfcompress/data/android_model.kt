@@ -40,7 +40,7 @@ class #class_name(
     }
 
     companion object {
-        private const val SIGNATURE = "#signature"
+        private const val SIGNATURE = #signature
         private val INPUTS = listOf(#input_names)
         private val OUTPUTS = listOf(#output_names)
 #constants

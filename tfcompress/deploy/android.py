@@ -9,6 +9,7 @@ Example:
     ```
 """
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -18,7 +19,15 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from tfcompress.deploy.android_kotlin import TYPES, Interface, Port, kotlin_class
+from tfcompress.deploy.android_kotlin import (
+    CLASSES,
+    KEYWORDS,
+    TYPES,
+    Interface,
+    Port,
+    identifiers,
+    kotlin_class,
+)
 from tfcompress.deploy.files import written_atomically
 from tfcompress.deploy.quiet import quiet
 from tfcompress.deploy.runtime import TFLiteRunner
@@ -107,7 +116,8 @@ def export_android(
         normalization: `(mean, std)`, numbers or one for each channel, by which
             training computed `(x - mean) / std` outside the model; a dict from
             the name of an input to such pairs where there are several inputs.
-        kind: Kind of file that a Keras model is exported to.
+        kind: Kind of file that a Keras model is exported to. An `"int16x8"` one has
+            float inputs and outputs: LiteRT's Kotlin has no buffers of 16 bits.
         calibration_data: Examples for it, where the kind needs them.
 
     Returns:
@@ -120,6 +130,7 @@ def export_android(
         OSError: If a file cannot be written.
     """
     name = _asset_name(model, name)
+    class_name = _class_name(name)
     _check_package(package)
     directory = pathlib.Path(directory)
     with tempfile.TemporaryDirectory() as folder:
@@ -127,7 +138,6 @@ def export_android(
         interface = _normalized(_interface(path), normalization)
         content = path.read_bytes()
     labels = None if labels is None else _checked_labels(labels, interface)
-    class_name = "".join(w[0].upper() + w[1:] for w in name.split("_") if w)
     assets = directory / "src/main/assets"
     labels_path = None if labels is None else assets / f"{name}_labels.txt"
     kotlin_path = directory.joinpath(
@@ -183,11 +193,27 @@ def _asset_name(model, name):
     return name
 
 
+def _class_name(name):
+    class_name = "".join(w[0].upper() + w[1:] for w in name.split("_") if w)
+    if class_name in CLASSES:
+        raise ValueError(
+            f"`name` would make the class {class_name}, which hides a type that it "
+            f"uses. Received: name={name!r}. Pass name='{name}_model'."
+        )
+    return class_name
+
+
 def _check_package(package):
     if not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+", package):
         raise ValueError(
             "`package` must be a Kotlin package of two parts or more, such as "
             f"'com.example.digits'. Received: package={package!r}"
+        )
+    keywords = KEYWORDS.intersection(package.split("."))
+    if keywords:
+        raise ValueError(
+            f"`package` may not have Kotlin's keywords {sorted(keywords)} as parts. "
+            f"Received: package={package!r}"
         )
 
 
@@ -200,7 +226,8 @@ def _tflite(model, folder, kind, calibration_data):
             )
         return pathlib.Path(read_tflite(model).path)
     path = folder / "model.tflite"
-    export_tflite(model, path, kind=kind, calibration_data=calibration_data)
+    io = "float32" if kind == "int16x8" else None
+    export_tflite(model, path, kind=kind, io=io, calibration_data=calibration_data)
     return path
 
 
@@ -228,24 +255,26 @@ def _interface(path):
 
 def _ports(ordered, named, kind):
     names = {details["index"]: name for name, details in named.items()}
-    for details in ordered:
-        name = names[details["index"]]
+    names = [names[details["index"]] for details in ordered]
+    for details, name, identifier in zip(
+        ordered, names, identifiers(names), strict=True
+    ):
         dtype = np.dtype(details["dtype"]).name.upper()
         shape = tuple(int(d) for d in details["shape"])
         signature = [int(d) for d in details.get("shape_signature", shape)]
         if dtype not in TYPES:
             raise ValueError(
                 f"The {kind} {name!r} is {dtype.lower()}, which LiteRT's Kotlin "
-                f"buffers do not hold (only {', '.join(TYPES).lower()}). Export with "
-                'io="int8" or io="float32".'
+                f"buffers do not hold (only {', '.join(TYPES).lower()}). Write the "
+                'file with tfc.export_tflite(..., io="int8") or io="float32".'
             )
         if shape[:1] != (1,) or -1 in signature[1:]:
             raise ValueError(
                 f"The {kind} {name!r} must have a batch of 1 and a fixed shape. "
                 f"Received: shape {tuple(signature)}. Export with batch_size=1."
             )
-        scale, zero_point = details["quantization"]
-        yield Port(name, dtype, shape, float(scale), int(zero_point))
+        scale, zero_point = details["quantization"] if dtype == "INT8" else (0.0, 0)
+        yield Port(name, identifier, dtype, shape, float(scale), int(zero_point))
 
 
 def _normalized(interface, normalization):
@@ -290,9 +319,7 @@ def _with_normalization(port, pair):
             f"one for each of the {port.shape[-1]} channels of the real input "
             f"{port.name!r}. Received: {pair!r}"
         )
-    return Port(
-        port.name, port.dtype, port.shape, port.scale, port.zero_point, mean, std
-    )
+    return dataclasses.replace(port, mean=mean, std=std)
 
 
 def _checked_labels(labels, interface):

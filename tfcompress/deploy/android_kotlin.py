@@ -7,6 +7,8 @@ Example:
 """
 
 import importlib.resources
+import itertools
+import json
 import re
 import string
 from dataclasses import dataclass
@@ -22,10 +24,22 @@ _KOTLIN = {
     "INT64": ("LongArray", "writeLong", "readLong"),
 }
 TYPES = tuple(_KOTLIN)
-_KEYWORDS = set(
+# That Kotlin takes as no name anywhere.
+KEYWORDS = frozenset(
     "as break class continue do else false for fun if in interface is null object "
-    "package return super this throw true try typealias typeof val var when while "
-    "inputs outputs model labels assets".split()
+    "package return super this throw true try typealias typeof val var when "
+    "while".split()
+)
+# What the class itself calls so where a parameter would hide it.
+_TAKEN = frozenset(
+    "inputs outputs model labels assets k it scores predict classify largest pixels "
+    "normalize quantize dequantize checkSize listOf".split()
+)
+# Types that the class uses: one of the same name would hide them.
+CLASSES = frozenset(
+    "Accelerator Any Array AssetManager Bitmap Boolean Byte ByteArray Category "
+    "Closeable Companion CompiledModel Double Float FloatArray Int IntArray List Long "
+    "LongArray Math String Unit".split()
 )
 
 
@@ -41,6 +55,7 @@ class Port:
 
     Attributes:
         name: Its name in the signature.
+        identifier: Its name in Kotlin, of `identifiers`.
         dtype: Type as TFLite spells it, one of `TYPES`.
         shape: Shape with a batch of 1.
         scale: Step of an INT8 tensor; 0.0 if it is not quantized.
@@ -50,6 +65,7 @@ class Port:
     """
 
     name: str
+    identifier: str
     dtype: str
     shape: tuple
     scale: float = 0.0
@@ -67,14 +83,6 @@ class Port:
         """Whether its values are real numbers, quantized or not."""
         return self.dtype == "FLOAT32" or self.scale != 0
 
-    @property
-    def identifier(self):
-        """Its name as Kotlin takes it, in camel case."""
-        words = [w for w in re.split(r"[^A-Za-z0-9]+", self.name) if w] or ["value"]
-        name = words[0][0].lower() + words[0][1:]
-        name += "".join(w[0].upper() + w[1:] for w in words[1:])
-        return f"{name}Values" if name in _KEYWORDS or name[0].isdigit() else name
-
 
 @dataclass(frozen=True)
 class Interface:
@@ -83,6 +91,30 @@ class Interface:
     signature: str
     inputs: tuple
     outputs: tuple
+
+
+def identifiers(names):
+    """Names as Kotlin takes them, in camel case, each different.
+
+    Args:
+        names: Names in the signature, any text.
+
+    Returns:
+        List of as many identifiers. Those that would be equal get numbers.
+    """
+    found = []
+    for name in names:
+        words = [w for w in re.split(r"[^A-Za-z0-9]+", name) if w] or ["value"]
+        plain = words[0][0].lower() + words[0][1:]
+        plain += "".join(w[0].upper() + w[1:] for w in words[1:])
+        if plain[0].isdigit():
+            plain = f"values{plain}"
+        elif plain in KEYWORDS | _TAKEN:
+            plain = f"{plain}Values"
+        numbered = (f"{plain}{number}" for number in itertools.count(2))
+        choices = itertools.chain([plain], numbered)
+        found.append(next(choice for choice in choices if choice not in found))
+    return found
 
 
 def kotlin_class(package, class_name, asset, interface, labels_asset=None):
@@ -115,9 +147,9 @@ def kotlin_class(package, class_name, asset, interface, labels_asset=None):
         parameters=_parameters(interface),
         writes="\n".join(_write(p) for p in interface.inputs),
         reads=",\n".join(_read(p) for p in interface.outputs),
-        signature=interface.signature,
-        input_names=", ".join(f'"{p.name}"' for p in interface.inputs),
-        output_names=", ".join(f'"{p.name}"' for p in interface.outputs),
+        signature=_text(interface.signature),
+        input_names=", ".join(_text(p.name) for p in interface.inputs),
+        output_names=", ".join(_text(p.name) for p in interface.outputs),
         constants="\n".join(filter(None, map(_constants, interface.inputs))),
         labels_member=_labels(labels_asset),
         classify=_classify(interface) if labels_asset else "",
@@ -145,18 +177,18 @@ def _write(port):
     if port.mean is not None:
         constant = _constant(port)
         value = f"normalize({value}, {constant}_MEAN, {constant}_STD)"
-    if port.dtype == "INT8":
+    if port.scale:
         value = f"quantize({value}, {_float(port.scale)}, {port.zero_point})"
     method = _KOTLIN[port.dtype][1]
     name = port.identifier
     return (
         f'        checkSize("{name}", {name}.size, {port.size})\n'
-        f'        inputs.getValue("{port.name}").{method}({value})'
+        f"        inputs.getValue({_text(port.name)}).{method}({value})"
     )
 
 
 def _read(port):
-    value = f'outputs.getValue("{port.name}").{_KOTLIN[port.dtype][2]}()'
+    value = f"outputs.getValue({_text(port.name)}).{_KOTLIN[port.dtype][2]}()"
     if port.scale:
         value = f"dequantize({value}, {_float(port.scale)}, {port.zero_point})"
     elif port.dtype != "FLOAT32":
@@ -176,6 +208,13 @@ def _constants(port):
         f"{', '.join(map(_float, values))})"
         for name, values in (("MEAN", port.mean), ("STD", port.std))
     )
+
+
+def _text(value):
+    """A literal that Kotlin reads as the same text."""
+    # JSON's escapes are Kotlin's, but for the form feed and the dollar.
+    parts = (json.dumps(part)[1:-1] for part in value.split("\f"))
+    return '"' + "\\u000c".join(parts).replace("$", "\\$") + '"'
 
 
 def _float(value):

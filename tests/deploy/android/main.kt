@@ -33,6 +33,14 @@ fun main(args: Array<String>) {
     com.example.second.Plain(assets("plain")).use { model ->
         show("plain", model.predict(x)[0].toList())
     }
+    com.example.fourth.Odd(assets("odd")).use { model ->
+        val values = List(5) { floatArrayOf(1f * it, -1f * it) }
+        val (k, price, say, first, second) = values
+        val raw = byteArrayOf(7, -100)
+        show("odd", model.predict(k, price, say, first, second, raw)[0].toList())
+        val best = model.classify(k, price, say, first, second, raw, k = 1)
+        show("side", best.map { it.label })
+    }
     com.example.third.TwoInputs(assets("two")).use { model ->
         val (total, scaled) = model.predict(floatArrayOf(0.5f, -2f), intArrayOf(3, 1, 2))
         show("total", total.toList())
