@@ -793,7 +793,7 @@ def _export_android(args):
     """
     if (args.mean is None) != (args.std is None):
         raise ValueError("--mean and --std go together.")
-    labels = args.labels and pathlib.Path(args.labels).read_text().splitlines()
+    labels = args.labels and pathlib.Path(args.labels).read_text("utf-8").splitlines()
     result = export_android(
         args.model if args.model.endswith(".tflite") else load_model(args.model),
         args.output,
