@@ -67,6 +67,175 @@ def test_weights_are_stored_as_integers_with_a_scale_per_channel(qat, tmp_path):
     assert all(c.ndim < 2 for c in constants.values() if c.dtype == np.float32)
 
 
+def config(**settings):
+    return tfc.QuantizationConfig(**settings)
+
+
+FLOAT_LAYERS = [tfc.Rule("^(conv|hidden)$", quantize=False)]
+# Name -> config, rules, largest integer, number of integer kernels.
+GRIDS = {
+    "float layers": ("int8", FLOAT_LAYERS, 127, 2),
+    "one scale": ("int8_per_tensor", (), 127, 4),
+    "4 bits": ("int4_weights", (), 7, 4),
+    "4 bits in one layer": ("int8", [tfc.Rule("^conv$", weight_bits=4)], 127, 4),
+    "learned step": (config(weights="learned_step"), (), 127, 4),
+    "learned, one step, 4 bits": (
+        *(config(weights="learned_step", weight_bits=4, per_channel=False), (), 7, 4),
+    ),
+    "ternary": (config(weights="ternary"), (), 1, 4),
+}
+
+
+def integer_kernels(path):
+    """The int8 kernels of a file with their scales, and its float kernels.
+
+    Without the factors of a normalization: one for each of 8 channels, if that many.
+    """
+    graph = onnx.load(path).graph
+    constants = {c.name: onnx.numpy_helper.to_array(c) for c in graph.initializer}
+    integers = [
+        (constants[n.input[0]], constants[n.input[1]])
+        for n in graph.node
+        if n.output[0].endswith("_float") and constants[n.input[0]].size > 8
+    ]
+    floats = [c for c in constants.values() if c.dtype == np.float32 and c.ndim > 1]
+    return integers, [c for c in floats if c.size > 8]
+
+
+def assert_within_a_step(result, model, x):
+    """Whether a file computes what Keras does, but for sums in another order."""
+    expected = model.predict(x, verbose=0)
+    steps = np.abs(ONNXRunner(result.path, fused=False).predict([x])[0] - expected)
+    assert (steps * 256).max() <= 1.001
+    assert np.mean(steps == 0) >= 0.99
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_each_grid_is_stored_as_it_was_trained(name, tmp_path):
+    settings, rules, highest, count = GRIDS[name]
+    keras.utils.set_random_seed(0)
+    x, y = image_data(64)
+    qat = tfc.quantize_aware(conv_net(), settings, calibration_data=x, rules=rules)
+    if name == "learned step":
+        compiled(qat).fit(x, y, epochs=1, verbose=0)
+    result = tfc.export_onnx(qat, tmp_path / "m.onnx")
+    integers, floats = integer_kernels(result.path)
+    assert result.integer_weights >= len(integers) == count
+    assert len(floats) == 4 - count
+    assert all(k.dtype == np.int8 for k, _ in integers)
+    assert max(np.abs(k.astype(int)).max() for k, _ in integers) <= highest
+    if name == "one scale":
+        assert [scale.shape for _, scale in integers] == [()] * 4
+    if name == "4 bits in one layer":
+        small = [np.abs(k.astype(int)).max() <= 7 for k, _ in integers]
+        assert small == [True, False, False, False]
+    assert_within_a_step(result, qat, image_data(128, seed=1)[0])
+
+
+def test_steps_that_are_powers_of_two_stay_so(tmp_path):
+    keras.utils.set_random_seed(0)
+    # With biases of all sizes, and no additions: what lies halfway between two steps,
+    # as sums of powers of two often do, TensorFlow rounds up and ONNX to even.
+    bias = {"bias_initializer": keras.initializers.RandomNormal(stddev=0.01, seed=0)}
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, activation="relu", **bias)(inputs)
+    x = layers.DepthwiseConv2D(3, activation="relu", **bias)(x)
+    outputs = layers.Dense(3, activation="softmax", **bias)(layers.Flatten()(x))
+    x, _ = image_data(64)
+    qat = tfc.quantize_aware(
+        keras.Model(inputs, outputs), config(power_of_two=True), calibration_data=x
+    )
+    result = tfc.export_onnx(qat, tmp_path / "m.onnx")
+    integers, floats = integer_kernels(result.path)
+    assert len(integers) == 3 and not floats
+    assert all((np.frexp(scale)[0] == 0.5).all() for _, scale in integers)
+    assert_within_a_step(result, qat, image_data(128, seed=1)[0])
+
+
+def test_what_quantize_to_accuracy_left_float_is_so_in_the_file(tmp_path):
+    keras.utils.set_random_seed(0)
+    x, y = image_data(64)
+    model = compiled(conv_net())
+    model.fit(x, y, epochs=2, verbose=0)
+    scores = iter([1.0, 0.0] + 50 * [1.0])
+    quantized = tfc.quantize_to_accuracy(
+        model, x, lambda _: next(scores), allowed_drop=0.01
+    )
+    result = tfc.export_onnx(quantized, tmp_path / "m.onnx")
+    integers, floats = integer_kernels(result.path)
+    assert len(integers) >= 1 and len(floats) >= 1
+    assert len(integers) + len(floats) == 4
+    assert_within_a_step(result, quantized, x)
+
+
+def test_a_normalization_that_nothing_takes_in_is_integer_too(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization(moving_mean_initializer="ones")(inputs)
+    outputs = layers.Conv2D(4, 3)(layers.ReLU()(x))
+    data, _ = image_data(32)
+    qat = tfc.quantize_aware(keras.Model(inputs, outputs), calibration_data=data)
+    result = tfc.export_onnx(qat, tmp_path / "m.onnx")
+    assert result.integer_weights == result.operators["Conv"] == 2
+
+
+def test_an_image_of_integers(tmp_path):
+    inputs = keras.Input((8, 8, 3), dtype="uint8")
+    x = layers.Conv2D(4, 3)(layers.Rescaling(1 / 127.5, -1)(inputs))
+    model = keras.Model(inputs, layers.Flatten()(x))
+    data = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8)
+    qat = tfc.quantize_aware(model, calibration_data=data)
+    for number, each in enumerate((model, qat)):
+        result = tfc.export_onnx(each, tmp_path / f"{number}.onnx")
+        found, expected = run(result.path, data)[0], each.predict(data, verbose=0)
+        np.testing.assert_allclose(found, expected, atol=np.ptp(expected) / 200)
+
+
+def test_other_kernels_are_stored_too(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 8))
+    x = layers.EinsumDense("abc,cd->abd", (None, 8))(inputs)
+    x = layers.MultiHeadAttention(2, 4)(x, x)
+    x = layers.SeparableConv1D(8, 3, depth_multiplier=2)(x)
+    x = layers.Reshape((4, 2, 4))(x)
+    x = layers.Conv2DTranspose(6, 3, strides=2)(x)
+    shared = layers.Conv2D(6, 1)
+    # The same values on another axis, and zeros of two shapes.
+    x = layers.Conv2D(4, 1, kernel_initializer="zeros")(shared(shared(x)))
+    x = layers.Conv2D(6, 1, kernel_initializer="zeros")(x)
+    outputs = layers.Dense(3)(layers.GlobalAveragePooling2D()(x))
+    data = np.random.default_rng(0).normal(size=(32, 6, 8)).astype("float32")
+    qat = tfc.quantize_aware(keras.Model(inputs, outputs), calibration_data=data)
+    result = tfc.export_onnx(qat, tmp_path / "m.onnx")
+    integers, floats = integer_kernels(result.path)
+    assert len(integers) == result.integer_weights >= 11 and not floats
+
+
+def test_16_bit_activations(tmp_path):
+    x, _ = image_data(16)
+    qat = tfc.quantize_aware(conv_net(), "int16x8", calibration_data=x)
+    with pytest.raises(ValueError, match="`export_tflite` writes int16x8"):
+        tfc.export_onnx(qat, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_asymmetric_weights_and_weights_that_are_not_rounded_yet(tmp_path):
+    x, _ = image_data(16)
+    skewed = config(symmetric_weights=False)
+    qat = tfc.quantize_aware(conv_net(), skewed, calibration_data=x)
+    with pytest.raises(ValueError, match="An ONNX file has weights with symmetric"):
+        tfc.export_onnx(qat, tmp_path / "m.onnx")
+    qat = tfc.quantize_aware(conv_net(), calibration_data=x)
+    qat.get_layer("hidden").states["kernel"][-1]["bits"].assign(0)
+    with pytest.raises(ValueError, match="not rounded now .'hidden'"):
+        tfc.export_onnx(qat, tmp_path / "m.onnx")
+
+
+def test_a_quantized_kernel_that_is_not_in_the_graph(qat, tmp_path, monkeypatch):
+    monkeypatch.delitem(onnx_graph._OUTPUT_AXES, "Conv")
+    with pytest.raises(ValueError, match=r"no constants .* \['conv', 'depthwise'\]"):
+        tfc.export_onnx(qat, tmp_path / "m.onnx")
+
+
 def test_onnx_runtime_uses_integer_kernels(qat, tmp_path):
     result = tfc.export_onnx(qat, tmp_path / "m.onnx")
     options = onnxruntime.SessionOptions()
@@ -152,8 +321,8 @@ def test_a_file_that_computes_something_else_is_not_written(qat, tmp_path, monke
     path.write_bytes(b"old")
     real = onnx_graph._on_grid
 
-    def broken(kernel, axis, name):
-        integers, scale = real(kernel, axis, name)
+    def broken(kernel, axis, weights):
+        integers, scale = real(kernel, axis, weights)
         return integers, scale * 1.5
 
     monkeypatch.setattr(onnx_graph, "_on_grid", broken)

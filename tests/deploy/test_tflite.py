@@ -198,6 +198,78 @@ def test_inputs_that_are_indices_stay_integers(quantized, io, tmp_path):
     )
 
 
+def image_net(dtype="uint8", first=None):
+    inputs = keras.Input((8, 8, 3), dtype=dtype, name="image")
+    x = (first or layers.Rescaling(1 / 127.5, -1))(inputs)
+    x = layers.Conv2D(4, 3, activation="relu", name="conv")(x)
+    return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+
+
+def images():
+    return np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_an_image_of_integers_is_to_be_a_float_input(quantized, tmp_path):
+    path, x = tmp_path / "m.tflite", images()
+
+    def export(model, **settings):
+        if quantized:
+            qat = tfc.quantize_aware(model, calibration_data=x)
+            return tfc.export_tflite(qat, path, kind="int8", **settings)
+        return tfc.export_tflite(
+            model, path, kind="int8", calibration_data=x, **settings
+        )
+
+    advice = (
+        "Input 'image' is uint8: give the model a float32 input and pass io='uint8'"
+    )
+    for io in ("int8", "uint8", "float32"):
+        with pytest.raises(ValueError, match=advice):
+            export(image_net(), io=io)
+    assert not path.exists()
+    # What the message says works.
+    model = image_net("float32")
+    assert export(model, io="uint8").fully_integer
+    runner = TFLiteRunner(path)
+    assert runner.inputs[0]["dtype"] == np.uint8
+    expected = model.predict(x, verbose=0)
+    found = runner.predict([x.astype("float32")])[0]
+    np.testing.assert_allclose(found, expected, atol=np.ptp(expected) / 50)
+
+
+def test_who_allows_a_cast_gets_one(tmp_path):
+    x, path = images(), tmp_path / "m.tflite"
+    model = image_net()
+    qat = tfc.quantize_aware(model, calibration_data=x)
+    result = tfc.export_tflite(qat, path, kind="int8", allow_float=["CAST", "CONV"])
+    assert result.operators["CAST"] == 1 and not result.fully_integer
+    runner, expected = TFLiteRunner(path), qat.predict(x, verbose=0)
+    assert runner.inputs[0]["dtype"] == np.uint8
+    np.testing.assert_allclose(
+        runner.predict([x])[0], expected, atol=np.ptp(expected) / 50
+    )
+    tfc.export_tflite(model, path)
+    np.testing.assert_allclose(
+        TFLiteRunner(path).predict([x])[0], model.predict(x, verbose=0), atol=1e-5
+    )
+
+
+def test_integers_are_followed_to_what_computes_with_them(tmp_path):
+    x, path = images(), tmp_path / "m.tflite"
+    crop = keras.Sequential([layers.Cropping2D(1), layers.Rescaling(1 / 255)])
+    settings = {"kind": "int16x8", "calibration_data": x}
+    with pytest.raises(ValueError, match="is int8: give the model a float32 input[.]"):
+        tfc.export_tflite(image_net("int8", crop), path, **settings)
+    words = keras.Input((6,), dtype="uint8")
+    outputs = layers.Dense(3)(layers.Flatten()(layers.Embedding(20, 8)(words)))
+    data = np.random.default_rng(0).integers(0, 20, (32, 6), np.uint8)
+    result = tfc.export_tflite(
+        keras.Model(words, outputs), path, kind="int8", calibration_data=data
+    )
+    assert result.fully_integer
+
+
 def recurrent_net(layer):
     inputs = keras.Input((3, 4))
     return keras.Model(inputs, layers.Dense(3)(layer(inputs)))
@@ -384,28 +456,3 @@ def test_a_wrapped_subclassed_model_exports(tmp_path):
         model.predict(x, verbose=0),
         atol=1e-5,
     )
-
-
-@pytest.mark.parametrize("batch_size", [0, -3, 1.5, "8", True])
-def test_a_batch_size_that_is_none(batch_size, tmp_path):
-    (tmp_path / "m").write_bytes(b"older")
-    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    with pytest.raises(ValueError, match="`batch_size` must be a positive integer"):
-        tfc.export_tflite(model, tmp_path / "m", batch_size=batch_size)
-    assert (tmp_path / "m").read_bytes() == b"older"
-
-
-def test_an_error_within_a_layer_is_told_without_what_it_was_called_with(tmp_path):
-    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="my layer")])
-    with pytest.raises(ValueError, match="refuses model") as error:
-        tfc.export_tflite(model, tmp_path / "m")
-    assert "my layer" in str(error.value) and "kwargs" not in str(error.value)
-
-
-def test_through_a_link_the_file_itself_is_written(tmp_path):
-    (tmp_path / "old.tflite").write_bytes(b"older")
-    (tmp_path / "link.tflite").symlink_to("old.tflite")
-    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    tfc.export_tflite(model, tmp_path / "link.tflite")
-    assert (tmp_path / "link.tflite").is_symlink()
-    assert len((tmp_path / "old.tflite").read_bytes()) > 100

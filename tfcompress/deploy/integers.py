@@ -46,7 +46,7 @@ def integer_file(model, *, kind, io, batch_size=1, pack="dense", keep_float=Fals
     """
     _check_activation_bits(model, kind)
     plain, weights = export_graph_and_weights(model, batch_size=batch_size)
-    _check_weights(weights, model)
+    check_weights(weights, model, "A TFLite file")
     floats = float_kernels(model) if keep_float else ()
     plain, borders = with_borders(plain, floats)
     if kind == "int8":
@@ -91,7 +91,14 @@ def _as_converted(weight):
     return weight.bits == 8 and bool(equal.all())
 
 
-def _check_weights(weights, model):
+def check_weights(weights, model, file):
+    """Raises unless all weights lie on symmetric grids of 8 bits or less.
+
+    Args:
+        weights: List of `ExportedWeight`s.
+        model: The model they are of.
+        file: What is to be written, `"A TFLite file"`.
+    """
     floats = [w.name for w in weights if w.bits == 0]
     if floats:
         raise ValueError(
@@ -103,13 +110,12 @@ def _check_weights(weights, model):
     wide = [f"{w.name!r} ({w.bits} bits)" for w in weights if w.bits > 8]
     if wide:
         raise ValueError(
-            f"A TFLite file has weights of 8 bits or less. Received: {', '.join(wide)} "
+            f"{file} has weights of 8 bits or less. Received: {', '.join(wide)} "
             f"in model {model.name!r}. Train with weight_bits=8."
         )
     skewed = [repr(w.name) for w in weights if w.step is None]
     if skewed:
         raise ValueError(
-            "A TFLite file has weights with symmetric grids only; those of "
-            f"{', '.join(skewed)} are not. Train with symmetric_weights=True, or write "
-            "ONNX: tfc.export_onnx."
+            f"{file} has weights with symmetric grids only; those of "
+            f"{', '.join(skewed)} are not. Train with symmetric_weights=True."
         )

@@ -17,15 +17,25 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.checks import check_batch_size, check_model
+from tfcompress.checks import check_model
 from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
+from tfcompress.deploy.integers import check_weights
 from tfcompress.deploy.onnx_graph import drop_absorbed_relus, store_integer_weights
 from tfcompress.deploy.onnx_runtime import ONNXRunner
 from tfcompress.deploy.quiet import quiet
-from tfcompress.graph import Graph, flat_call, functional, symbolic_inputs
-from tfcompress.layers import ConstantFakeQuant
+from tfcompress.graph import (
+    Graph,
+    find_layers,
+    flat_call,
+    functional,
+    symbolic_inputs,
+)
+from tfcompress.layers import ConstantFakeQuant, FakeQuant
 from tfcompress.passes.distill import Distiller
-from tfcompress.passes.export_graph import export_graph, is_quantization_aware
+from tfcompress.passes.export_graph import (
+    export_graph_and_weights,
+    is_quantization_aware,
+)
 from tfcompress.passes.strip import strip
 
 _CHECKED_EXAMPLES = 8
@@ -49,7 +59,8 @@ class ONNXExport:
         gzip_bytes: Its size after gzip -9.
         opset: Version of the operator set.
         operators: Dict from ONNX operator to how often it occurs.
-        integer_weights: Number of weights stored as int8 with a scale per channel.
+        integer_weights: Number of weights stored as int8, with the scale or the scales
+            per channel that they were trained with.
         largest_difference: Largest difference of an output from the Keras model's, on
             random inputs in ONNX Runtime with its own kernels, as a share of the
             largest output.
@@ -69,8 +80,9 @@ def export_onnx(model, path, *, opset=17, batch_size=None):
 
     A plain model becomes float ONNX. A quantization-aware model becomes QDQ ONNX:
     activations between QuantizeLinear and DequantizeLinear with the ranges it learned,
-    weights stored as int8 behind a DequantizeLinear per output channel, so that
-    runtimes use integer kernels.
+    weights stored as int8 behind a DequantizeLinear with the grid they learned (fewer
+    bits, one scale, a learned step), so that runtimes use integer kernels. Layers that
+    the model leaves float are so in the file.
 
     Args:
         model: Built `keras.Model` with symbolic inputs; of a distiller the student is
@@ -85,8 +97,9 @@ def export_onnx(model, path, *, opset=17, batch_size=None):
 
     Raises:
         TypeError: If `model` is no Keras 3 model.
-        ValueError: If an argument is out of place, the model cannot be converted, or
-            ONNX Runtime computes something else than Keras.
+        ValueError: If an argument is out of place, the model cannot be converted, its
+            activations do not have 8 bits or a weight has no symmetric grid, or ONNX
+            Runtime computes something else than Keras.
         OSError: If the file cannot be written.
     """
     check_model(model)
@@ -95,11 +108,11 @@ def export_onnx(model, path, *, opset=17, batch_size=None):
     if isinstance(model, Distiller):
         model = model.student
     quantized = is_quantization_aware(model)
-    plain = export_graph(model) if quantized else strip(model)
+    plain, weights = _graph_and_weights(model) if quantized else (strip(model), [])
     converted = _convert(plain, opset, batch_size)
     integer_weights = 0
     if quantized:
-        integer_weights = store_integer_weights(converted)
+        integer_weights = store_integer_weights(converted, weights)
         drop_absorbed_relus(converted)
     with written_atomically(path) as temporary:
         try:
@@ -132,7 +145,27 @@ def _check_arguments(opset, batch_size):
             "`opset` must be 13, the first with scales per channel, to 18, the last "
             f"that tf2onnx writes. Received: opset={opset}"
         )
-    check_batch_size(batch_size)
+    if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
+        raise ValueError(
+            "`batch_size` must be a positive integer, or None to leave it open. "
+            f"Received: batch_size={batch_size!r}"
+        )
+
+
+def _graph_and_weights(model):
+    """The export graph of a quantization-aware model, and its weights, checked."""
+    found = sorted({quantizer.bits for quantizer in find_layers(model, FakeQuant)})
+    if found != [8]:
+        raise ValueError(
+            "`export_onnx` writes 8-bit activations; `export_tflite` writes int16x8. "
+            f"Model {model.name!r} was trained with activations of "
+            f"{' and '.join(map(str, found))} bits. Train what "
+            "tfc.quantize_aware(model, 'int8') returns, or write TFLite: "
+            "tfc.export_tflite(model, path, kind='int16x8')."
+        )
+    plain, weights = export_graph_and_weights(model)
+    check_weights(weights, model, "An ONNX file")
+    return plain, weights
 
 
 def _convert(model, opset, batch_size):
@@ -216,4 +249,6 @@ def _random(tensor, model, count, rng):
         if isinstance(call.operation, ConstantFakeQuant):
             low, high = call.operation.low, call.operation.high
             return rng.uniform(low, high, shape).astype(tensor.dtype)
+    if tensor.dtype == "uint8":
+        return rng.integers(0, 256, shape, np.uint8)
     return rng.standard_normal(shape).astype(tensor.dtype)

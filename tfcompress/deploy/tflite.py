@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import keras
 
-from tfcompress.checks import check_batch_size, check_model
+from tfcompress.checks import check_model
 from tfcompress.deploy import edgetpu_form
 from tfcompress.deploy.apart import FileCrashError, FileRunError, check_prepares
 from tfcompress.deploy.converter import calibrate_and_convert, convert, examples
@@ -29,6 +29,7 @@ from tfcompress.deploy.tflite_kinds import (
     IO,
     KINDS,
     SPARSE_KINDS,
+    check_inputs,
     check_kind,
     float_settings,
 )
@@ -175,7 +176,6 @@ def export_tflite(
     check_model(model)
     io = _checked_io(kind, io)
     _check_pack(pack)
-    check_batch_size(batch_size)
     edgetpu = _is_edgetpu(target)
     if edgetpu:
         edgetpu_form.check_settings(kind, io, batch_size)
@@ -185,6 +185,8 @@ def export_tflite(
     if isinstance(model, Distiller):
         model = model.student
     symbolic_inputs(model)
+    if kind not in FLOAT_KINDS and not allow_float:
+        check_inputs(model, kind)
     names = input_names(model), output_names(model)
     content, stored = _converted(
         *(model, kind, io, calibration_data, batch_size, pack, sparse),

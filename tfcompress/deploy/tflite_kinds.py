@@ -7,9 +7,12 @@ Example:
     ```
 """
 
+import keras
 import tensorflow as tf
 
 from tfcompress.deploy.tflite_file import FLOAT_TYPES
+from tfcompress.graph import Graph, flatten
+from tfcompress.layers import TransformWeights
 
 # Kind -> types that inputs and outputs may have, the default first.
 IO = {
@@ -32,6 +35,57 @@ SPARSE_KINDS = ("float32", "float16")
 # at least where it makes integers of them.
 _WITH_KERNEL = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _LEAST_DYNAMIC = 1024
+
+# Types of inputs that are images, not indices.
+_IMAGE_TYPES = ("uint8", "int8")
+
+# Layers that make floats of integers by looking them up, not by computing with them.
+_LOOKUPS = (keras.layers.Embedding, keras.layers.CategoryEncoding)
+
+
+def check_inputs(model, kind):
+    """Raises if an integer file would cast an image of integers to floats.
+
+    The types of the file's border follow from `io=`: the converter makes an integer of
+    a float input, and leaves a cast where the model has an integer one.
+
+    Args:
+        model: `keras.Model` with symbolic inputs.
+        kind: Kind of the file, not one of `FLOAT_KINDS`.
+
+    Raises:
+        ValueError: If an input is uint8 or int8, and something computes with it.
+    """
+    if not any(t.dtype in _IMAGE_TYPES for t in keras.tree.flatten(model.inputs)):
+        return
+    graph = Graph(flatten(model, keep_subclassed=True))
+    for tensor in graph.inputs:
+        if tensor.dtype in _IMAGE_TYPES and _computed_with(tensor, graph):
+            advice = (
+                f" and pass io={tensor.dtype!r}" if tensor.dtype in IO[kind] else ""
+            )
+            raise ValueError(
+                f"Input {tensor.name!r} is {tensor.dtype}: give the model a float32 "
+                f"input{advice}. A file of integers only has no operation that makes "
+                f"numbers of {tensor.dtype} values, while a float32 input becomes "
+                "integers in the file, with the same range of values."
+            )
+
+
+def _computed_with(tensor, graph):
+    """Whether anything but a lookup makes floats of an integer tensor."""
+    for call in graph.consumers(tensor):
+        operation = call.operation
+        if isinstance(operation, TransformWeights):
+            operation = operation.layer
+        if isinstance(operation, _LOOKUPS) or type(operation).__name__ == "OneHot":
+            continue
+        for output in call.outputs:
+            if keras.backend.is_float_dtype(output.dtype):
+                return True
+            if _computed_with(output, graph):
+                return True
+    return False
 
 
 def float_settings(kind, *, sparse=False):

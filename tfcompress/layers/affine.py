@@ -45,6 +45,9 @@ class Affine(keras.layers.Layer):
         return outputs if self.shift is None else outputs + self.shift
 
     def _convolve(self, inputs):
+        if not inputs.dtype.is_floating:
+            # Images of integers, which Keras passes on as they are.
+            inputs = tf.cast(inputs, self.compute_dtype)
         channels = inputs.shape[-1]
         scale = tf.ones(channels) if self.scale is None else self.scale.value
         x = inputs
