@@ -344,6 +344,7 @@ class Recipe:
                 batched `tf.data.Dataset` or `keras.utils.PyDataset` of such tuples.
             directory: Folder; new, empty, or of the same run.
             test_data: The same, for the accuracy in reports; `None` leaves it out.
+                There is none for several outputs, or labels that are no classes.
             teacher: `keras.Model` for `distill`; `None` is `model`.
             loss: Loss for all of training instead of the model's own.
             callbacks: Keras callbacks for every `fit`.

@@ -36,6 +36,7 @@ from tfcompress.recipes.order import has_zeros
 from tfcompress.recipes.rehearsal import (
     check_door,
     export_settings,
+    has_accuracy,
     rehearse,
     with_export,
 )
@@ -80,6 +81,7 @@ def run_recipe(
         teacher=model if teacher is None else teacher,
         data=data,
         test=test,
+        scored=test is not None and has_accuracy(model, test),
         objective=objective,
         callbacks=list(callbacks),
         seed=seed,
@@ -103,6 +105,7 @@ class _Run:
     teacher: keras.Model
     data: RunData
     test: RunData | None
+    scored: bool
     objective: Callable
     callbacks: list
     seed: int
@@ -206,7 +209,7 @@ class _Run:
         else:
             model, text = act(stage, model, self.data, self.objective)
             found = {"changes": text} if text else {}
-        measured = measure(model, None if self.test is None else self._test())
+        measured = measure(model, self._test())
         found |= {
             key: getattr(measured, key)
             for key in (
@@ -223,6 +226,9 @@ class _Run:
         return model, found
 
     def _test(self):
+        """The data to count right classes with, `None` if there is no accuracy."""
+        if not self.scored:
+            return None
         return self.test.data[:2] if self.test.is_arrays else self.test.data
 
     def _fit(self, number, stage, model, held):
@@ -250,8 +256,9 @@ class _Run:
         # Rewinding cannot go on in the middle (it raises): its stage starts again.
         if any(getattr(callback, "rewind", None) for callback in callbacks):
             return []
-        folder = self.folder.stage(number, "fit") / "backup"
-        return [keras.callbacks.BackupAndRestore(folder)]
+        # Kept until the stage is written down: what comes after training may fail.
+        folder = self.folder.backup(number, "fit")
+        return [keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)]
 
     def _write(self, number, stage, model):
         if stage.verb is check_edgetpu:
@@ -291,7 +298,7 @@ class _Run:
     def _result(self, model, reports):
         names = [r["file"] for r in reports if "file" in r]
         files = [f"{_ORIGINAL}.tflite", *(n for n in names if n.endswith(".tflite"))]
-        test = None if self.test is None else self._test()
+        test = self._test()
         # All of them now: times compare within one process only.
         measured = tuple(
             measure(self._file(name), test, name=pathlib.Path(name).stem)

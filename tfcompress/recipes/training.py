@@ -11,6 +11,7 @@ import numbers
 from dataclasses import dataclass
 
 import keras
+import numpy as np
 
 from tfcompress import progress
 
@@ -84,6 +85,8 @@ class Fit:
     def train(self, model, data, title, callbacks=()):
         """Trains a compiled model; returns the history, a dict of lists.
 
+        A fit that goes on after a kill has the epochs since: none, if all were done.
+
         Args:
             model: Compiled `keras.Model`.
             data: `RunData`.
@@ -91,6 +94,8 @@ class Fit:
             callbacks: Keras callbacks.
         """
         x, settings = data.for_fit(self.batch_size)
+        # Where a fit of this model went on in the middle, Keras keeps it in mind.
+        model._initial_epoch = None
         with progress.bar(title, self.epochs) as advance:
             count = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: advance())
             history = model.fit(
@@ -101,8 +106,15 @@ class Fit:
                 **settings,
             )
         return {
-            name: [float(v) for v in values] for name, values in history.history.items()
+            name: [_plain(v) for v in values]
+            for name, values in history.history.items()
         }
+
+
+def _plain(value):
+    """A value of the history as a number, or a list of metrics that give several."""
+    value = np.asarray(value)
+    return value.item() if value.ndim == 0 else value.tolist()
 
 
 def objective_of(model, loss=None):
