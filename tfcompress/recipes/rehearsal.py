@@ -22,6 +22,7 @@ from tfcompress.measure import accuracy_of, keras_runner
 from tfcompress.passes.export_graph import is_quantization_aware
 from tfcompress.recipes.actions import (
     act,
+    copied,
     examples_for,
     made_callbacks,
     named,
@@ -150,7 +151,7 @@ def rehearse(stages, original, teacher, data, objective):
         TypeError: As the verbs; names the stage.
         ValueError: As the verbs; names the stage.
     """
-    model, held = _copied(original), []
+    model, held = copied(original), []
     for number, stage in enumerate(stages, start=1):
         with named(number, stage):
             if stage.name in HELD:
@@ -174,13 +175,6 @@ def _rehearse_training(stage, held, model, teacher, data, objective):
             choose(callback)
     plan = stage.verb(**stage.arguments())
     plan.compile(wrapped(held, model, teacher), data, objective)
-
-
-def _copied(model):
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "model.keras"
-        model.save(path)
-        return keras.models.load_model(path, compile=False)
 
 
 def export_settings(stage, model, data):
