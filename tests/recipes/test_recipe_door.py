@@ -1,4 +1,4 @@
-"""What runs of recipes take from their users: metrics, outputs, labels, data, losses."""
+"""What runs of recipes take: metrics, outputs, labels, data, losses, teachers."""
 
 import json
 
@@ -12,6 +12,7 @@ from recipes.test_recipe_run import Kill
 import tfcompress as tfc
 from tfcompress.recipes.data import RunData
 from tfcompress.recipes.rehearsal import has_accuracy
+from tfcompress.recipes.training import loss_text
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(32, 6)).astype("float32")
@@ -128,3 +129,67 @@ def test_test_data_that_do_not_fit_are_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="`test_data` must give labels"):
         recipe.run(model, (X, ONE_HOT), tmp_path / "out", test_data=unlabelled)
     assert not (tmp_path / "out").exists()
+
+
+class _Endless(keras.utils.PyDataset):
+    num_batches = None
+
+    def __getitem__(self, index):
+        return X, CLASSES
+
+
+def test_data_without_end_are_refused(tmp_path):
+    model = _dense()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    recipe = tfc.Recipe([{"fit": {"epochs": 1, "decay": "none"}}])
+    endless = tf.data.Dataset.from_tensors((X, CLASSES)).repeat()
+    for data, test in ((endless, None), ((X, CLASSES), endless), (_Endless(), None)):
+        with pytest.raises(ValueError, match=r"without end.*data\.take\(100\)"):
+            recipe.run(model, data, tmp_path / "out", test_data=test)
+    RunData(endless.take(3), "data").check_end()
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_text_of_a_loss_tells_losses_apart():
+    def own(y, p):
+        return y - p
+
+    crossentropy = keras.losses.CategoricalCrossentropy
+    losses = [
+        "mse",
+        own,
+        {"a": "mse", "b": own},
+        keras.losses.MeanSquaredError(),
+        crossentropy(),
+        crossentropy(label_smoothing=0.1),
+    ]
+    texts = [loss_text({"loss": loss, "metrics": [own]}) for loss in losses]
+    assert len(set(texts)) == len(losses)
+    assert loss_text({"loss": crossentropy(label_smoothing=0.1)}) == texts[-1]
+    weighted = {"loss": losses[2], "loss_weights": {"a": np.float32(0.5), "b": 1.0}}
+    assert loss_text(weighted) != texts[2]
+
+
+def test_a_file_of_another_kind_may_teach(tmp_path):
+    teacher, student = _dense(), _dense()
+    tfc.export_tflite(teacher, tmp_path / "t.tflite")
+    settings = {
+        "teacher": str(tmp_path / "t.tflite"),
+        "teacher_outputs": "probabilities",
+    }
+    recipe = tfc.Recipe([{"distill": settings}, {"fit": {"epochs": 1}}])
+    student.compile("adam", "sparse_categorical_crossentropy")
+    result = recipe.run(student, (X, CLASSES), tmp_path / "out")
+    assert result.stages[1]["history"]["distillation_loss"][0] >= 0
+
+
+def test_a_model_that_is_trained_itself_learns_from_its_copy():
+    model = _dense()
+    recipe = tfc.Recipe(["Pruning", "distill", {"fit": {"epochs": 1}}])
+    both = recipe.apply(model)
+    assert both.student is model and both.teacher is not model
+    np.testing.assert_array_equal(both.teacher(X), model(X))
+    before = both.teacher.get_weights()
+    model.set_weights([w + 1 for w in model.get_weights()])
+    for old, now in zip(before, both.teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, now)

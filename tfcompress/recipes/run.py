@@ -47,7 +47,7 @@ from tfcompress.recipes.stages import (
     PASSES,
     TRAINING,
 )
-from tfcompress.recipes.training import objective_of
+from tfcompress.recipes.training import loss_text, objective_of
 from tfcompress.report import report
 
 _ORIGINAL = "original"
@@ -71,6 +71,9 @@ def run_recipe(
     check_model(model)
     data = RunData(data, "data")
     test = None if test_data is None else RunData(test_data, "test_data")
+    for given in (data, test):
+        if given is not None:
+            given.check_end()
     stages = with_export(stages)
     objective = objective_of(model, loss)
     check_door(stages, model, data, objective)
@@ -144,6 +147,11 @@ class _Run:
             "data": self.data.fingerprint(),
             "test_data": None if self.test is None else self.test.fingerprint(),
             "seed": self.seed,
+            "loss": [
+                loss_text(self.objective(stage.arguments().get("loss")))
+                for stage in self.stages
+                if stage.name == "fit"
+            ],
         }
 
     def _done(self, number, stage, model, held):

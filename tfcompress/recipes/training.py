@@ -7,6 +7,7 @@ Example:
     ```
 """
 
+import json
 import numbers
 from dataclasses import dataclass
 
@@ -146,6 +147,30 @@ def objective_of(model, loss=None):
         )
 
     return found
+
+
+def loss_text(objective):
+    """What a model is trained by as text, the same in another process.
+
+    A function is told by its name, a loss by its class and settings.
+
+    Args:
+        objective: Keyword arguments of `compile`.
+    """
+    kept = {key: objective.get(key) for key in ("loss", "loss_weights")}
+    return json.dumps(kept, sort_keys=True, default=_described)
+
+
+def _described(thing):
+    if isinstance(thing, np.generic):
+        return thing.item()
+    name = getattr(thing, "__name__", type(thing).__name__)
+    if not isinstance(thing, keras.losses.Loss):
+        return name
+    try:
+        return [name, thing.get_config()]
+    except NotImplementedError:  # A loss of a user's own.
+        return name
 
 
 def _check_count(name, value):
