@@ -266,7 +266,9 @@ class _Run:
             return []
         # Kept until the stage is written down: what comes after training may fail.
         folder = self.folder.backup(number, "fit")
-        return [keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)]
+        # But a `ChannelPruning` learns in an epoch what to cut: one must be left.
+        cuts = any(isinstance(callback, ChannelPruning) for callback in callbacks)
+        return [keras.callbacks.BackupAndRestore(folder, delete_checkpoint=cuts)]
 
     def _write(self, number, stage, model):
         if stage.verb is check_edgetpu:
