@@ -198,7 +198,11 @@ BAD = {
     ),
     "data": ([{"Pruning": {"data": 0.5}}], ValueError, "how many examples"),
     "own data": ([tfc.Pruning(data=(1, 2))], ValueError, "holds no data"),
-    "teacher": ([{"distill": {"teacher": 3}}], TypeError, "path of a .keras"),
+    "teacher": (
+        [{"distill": {"teacher": 3}}],
+        TypeError,
+        "path of a .tflite file, a .keras",
+    ),
     "epochs": ([{"fit": {"epochs": 0}}], ValueError, "`epochs` must be 1"),
     "rate": (
         [{"fit": {"epochs": 1, "learning_rate": "1e-3"}}],
@@ -268,6 +272,13 @@ def test_apply_and_callbacks_are_for_a_training_of_ones_own():
     assert model.get_layer("conv").filters == 8
     # New ones each time: a callback belongs to one `fit`.
     assert recipe.callbacks()[0] is not pruning
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_json_that_is_nested_too_deeply_is_refused(depth):
+    deep = "[" * depth + "]" * depth
+    with pytest.raises(ValueError, match="nested too deeply"):
+        tfc.Recipe.from_json(f'{{"stages": [{{"fit": {{"epochs": {deep}}}}}]}}')
 
 
 def test_apply_hands_examples_to_verbs_that_read_them():

@@ -188,6 +188,9 @@ def test_another_recipe_model_or_data_is_refused(finished, model):
         recipe.run(model, (x, y), folder)
     with pytest.raises(ValueError, match="with another seed"):
         recipe.run(model, (x, y), folder, test_data=(x, y), seed=1)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    with pytest.raises(ValueError, match="with another loss"):
+        recipe.run(model, (x, y), folder, test_data=(x, y), loss=loss)
 
 
 def test_folders_of_other_things_are_left_alone(model, tmp_path):
@@ -278,9 +281,9 @@ def test_data_sets_train_too_and_wrong_data_are_refused(model, tmp_path):
     sized = tfc.Recipe([{"fit": {"epochs": 1, "batch_size": 8}}])
     with pytest.raises(ValueError, match="Stage 1, `fit`: `batch_size` is for arrays"):
         sized.run(model, batches, tmp_path / "b")
-    endless = batches.repeat()
+    unknown = batches.filter(lambda *_: True)
     with pytest.raises(ValueError, match="`decay: cosine` must know"):
-        tfc.Recipe([{"fit": {"epochs": 1}}]).run(model, endless, tmp_path / "b")
+        tfc.Recipe([{"fit": {"epochs": 1}}]).run(model, unknown, tmp_path / "b")
     with pytest.raises(TypeError, match="`data` must be a tuple"):
         recipe.run(model, x, tmp_path / "b")
     with pytest.raises(ValueError, match="equally many rows"):

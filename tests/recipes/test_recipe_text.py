@@ -56,6 +56,7 @@ def test_numbers_and_words_are_those_of_json(written, read):
         ("a: [1", "line"),
         ("[1, 2]: 3", "a key is a word"),
         ("a: 1\n b: 2", "line 2"),
+        pytest.param("a: " + "[" * 3000, "nested too deeply", id="deep"),
         ("a: 1\n---\nb: 2", "single document"),
     ],
 )

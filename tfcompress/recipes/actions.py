@@ -10,9 +10,12 @@ Example:
 
 import contextlib
 import inspect
+import pathlib
+import tempfile
 
 import keras
 
+from tfcompress.deploy.teachers import as_teacher
 from tfcompress.distill import distill
 from tfcompress.passes.distill import Distiller
 from tfcompress.recipes.stages import CALLBACKS
@@ -89,7 +92,12 @@ def wrapped(held, model, teacher):
         if stage.name == "distill":
             settings = stage.arguments()
             path = settings.pop("teacher", None)
-            return distill(model, _loaded(path) if path else teacher, **settings)
+            if path:
+                teacher = _loaded(path)
+            elif teacher is model:
+                # It is trained now, and is to teach what it knew before.
+                teacher = copied(model)
+            return distill(model, teacher, **settings)
     return model
 
 
@@ -98,10 +106,16 @@ def unwrapped(model):
     return model.student if isinstance(model, Distiller) else model
 
 
+def copied(model):
+    """A copy of a model, not compiled, by way of a `.keras` file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.keras"
+        model.save(path)
+        return keras.models.load_model(path, compile=False)
+
+
 def _loaded(path):
     try:
-        return keras.models.load_model(path, compile=False)
+        return as_teacher(path)
     except (OSError, TypeError, ValueError) as err:
-        raise ValueError(
-            f"`teacher` {path!r} cannot be loaded as a Keras 3 model: {err}"
-        ) from err
+        raise ValueError(f"`teacher` {path!r} cannot be loaded: {err}") from err

@@ -69,6 +69,19 @@ class RunData:
         count = int(self.data.cardinality())
         return None if count < 0 else count
 
+    def check_end(self):
+        """Raises if the data repeat without end, as an epoch would."""
+        if isinstance(self.data, tf.data.Dataset):
+            endless = self.data.cardinality() == tf.data.INFINITE_CARDINALITY
+        else:
+            endless = not self.is_arrays and self.data.num_batches is None
+        if endless:
+            raise ValueError(
+                f"`{self.argument}` repeats without end, and so would an epoch. Leave "
+                "out `.repeat()`, or take the batches of an epoch: data.take(100). Of "
+                "a PyDataset let `num_batches` say how many there are."
+            )
+
     def for_fit(self, batch_size):
         """The first argument of `fit`, and a dict of the others.
 

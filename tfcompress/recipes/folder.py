@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 
 import keras
 import numpy as np
@@ -77,6 +78,10 @@ class RunFolder:
         """The folder of a stage."""
         return self.path / f"{number:02d}_{name}"
 
+    def backup(self, number, name):
+        """The folder of what a training stage needs to go on; `finish` removes it."""
+        return self.stage(number, name) / "backup"
+
     def report_of(self, number, name):
         """What `finish` wrote of a stage, or `None` if it is not done."""
         file = self.stage(number, name) / "report.json"
@@ -89,6 +94,7 @@ class RunFolder:
         if model is not None:
             save_keras(model, folder / "model.keras")
         write_json(folder / "report.json", report)
+        shutil.rmtree(self.backup(number, name), ignore_errors=True)
 
     def load(self, number, name):
         """The model that a stage left, not compiled."""

@@ -48,8 +48,9 @@ class Recipe:
     `quantize_aware`) changes the model in its place. A callback (`Pruning`,
     `ChannelPruning`, `QuantizationSchedule`, `ClusteringSchedule`) and `distill` are
     for the next `fit` behind them; there the teacher is the model that the recipe
-    started from, or `teacher`, the path of a `.keras` file. `fit` trains (`epochs`,
-    `learning_rate`, `decay`, `optimizer`, `batch_size`, `loss`). `export_tflite`,
+    started from, or `teacher`, the path of a `.tflite` file, a `.keras` file or a
+    SavedModel folder. `fit` trains (`epochs`, `learning_rate`, `decay`, `optimizer`,
+    `batch_size`, `loss`). `export_tflite`,
     `export_onnx` and `check_edgetpu` write and check files.
 
     Settings are those of the verb or callback, by name. Where it takes examples
@@ -157,6 +158,10 @@ class Recipe:
             config = json.loads(json_text)
         except ValueError as err:
             raise ValueError(f"Cannot read the text as JSON: {err}") from err
+        except RecursionError as err:
+            raise ValueError(
+                "Cannot read the text as JSON: lists or mappings are nested too deeply"
+            ) from err
         return cls.from_config(config)
 
     def save(self, path):
@@ -252,7 +257,8 @@ class Recipe:
             model: Built `keras.Model`. It is not changed, unless there is no pass:
                 then it is the one to train.
             data: As of `run`, for verbs that read examples.
-            teacher: `keras.Model` for `distill`; `None` is `model`.
+            teacher: `keras.Model` for `distill`; `None` is `model`, of which a copy
+                teaches where there is no pass.
 
         Returns:
             A `keras.Model`, not compiled; a `Distiller` if the recipe distills.
@@ -344,6 +350,7 @@ class Recipe:
                 batched `tf.data.Dataset` or `keras.utils.PyDataset` of such tuples.
             directory: Folder; new, empty, or of the same run.
             test_data: The same, for the accuracy in reports; `None` leaves it out.
+                There is none for several outputs, or labels that are no classes.
             teacher: `keras.Model` for `distill`; `None` is `model`.
             loss: Loss for all of training instead of the model's own.
             callbacks: Keras callbacks for every `fit`.

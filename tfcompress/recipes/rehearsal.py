@@ -11,14 +11,18 @@ import pathlib
 import tempfile
 
 import keras
+import numpy as np
 
 from tfcompress.callbacks import Pruning
 from tfcompress.callbacks.chosen_weights import choose
+from tfcompress.checks import batches
 from tfcompress.deploy.onnx import export_onnx
 from tfcompress.deploy.tflite import export_tflite
+from tfcompress.measure import accuracy_of, keras_runner
 from tfcompress.passes.export_graph import is_quantization_aware
 from tfcompress.recipes.actions import (
     act,
+    copied,
     examples_for,
     made_callbacks,
     named,
@@ -26,6 +30,9 @@ from tfcompress.recipes.actions import (
 )
 from tfcompress.recipes.order import check_order, made_in
 from tfcompress.recipes.stages import HELD, PASSES, TRAINING, checked
+
+# Examples of a data set whose labels are looked at.
+_LABELS = 256
 
 
 def with_export(stages):
@@ -93,6 +100,43 @@ def check_door(stages, model, data, objective):
         )
 
 
+def has_accuracy(model, test):
+    """Whether test data have an accuracy: one output, and labels that are classes.
+
+    Classes are whole numbers from 0 (0 and 1 where the output is one value), or rows
+    that add up to 1. Of arrays all labels are looked at, of a data set the first.
+
+    Args:
+        model: The model that the recipe starts from.
+        test: `RunData`.
+
+    Raises:
+        ValueError: If the data do not fit the model.
+    """
+    found = test.first(test.rows if test.is_arrays else _LABELS)
+    if len(found) != 2:
+        raise ValueError("`test_data` must give labels as well: tuples (x, y).")
+    one = keras.tree.map_structure(lambda a: a[:1], found)
+    inputs, _ = next(batches(model, one, argument="test_data"))
+    outputs = keras_runner(model)(inputs)
+    if len(outputs) != 1 or not _are_classes(found[1], outputs[0].shape):
+        return False
+    accuracy_of(lambda _: outputs, model, one)  # Raises if shapes differ.
+    return True
+
+
+def _are_classes(labels, shape):
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "biuf":
+        return True  # No numbers: for the check of shapes.
+    if shape[-1] > 1 and labels.shape[1:] == shape[1:]:
+        sums = labels.sum(axis=-1)
+        return bool(np.all(labels >= 0) and np.allclose(sums, 1, atol=1e-3))
+    if shape[-1] == 1:
+        return bool(np.isin(labels, (0, 1)).all())
+    return bool(np.all((labels >= 0) & (labels == np.round(labels))))
+
+
 def rehearse(stages, original, teacher, data, objective):
     """Runs everything but the training, so that hours later nothing is refused.
 
@@ -107,7 +151,7 @@ def rehearse(stages, original, teacher, data, objective):
         TypeError: As the verbs; names the stage.
         ValueError: As the verbs; names the stage.
     """
-    model, held = _copied(original), []
+    model, held = copied(original), []
     for number, stage in enumerate(stages, start=1):
         with named(number, stage):
             if stage.name in HELD:
@@ -131,13 +175,6 @@ def _rehearse_training(stage, held, model, teacher, data, objective):
             choose(callback)
     plan = stage.verb(**stage.arguments())
     plan.compile(wrapped(held, model, teacher), data, objective)
-
-
-def _copied(model):
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "model.keras"
-        model.save(path)
-        return keras.models.load_model(path, compile=False)
 
 
 def export_settings(stage, model, data):

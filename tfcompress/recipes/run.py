@@ -36,6 +36,7 @@ from tfcompress.recipes.order import has_zeros
 from tfcompress.recipes.rehearsal import (
     check_door,
     export_settings,
+    has_accuracy,
     rehearse,
     with_export,
 )
@@ -46,7 +47,7 @@ from tfcompress.recipes.stages import (
     PASSES,
     TRAINING,
 )
-from tfcompress.recipes.training import objective_of
+from tfcompress.recipes.training import loss_text, objective_of
 from tfcompress.report import report
 
 _ORIGINAL = "original"
@@ -70,6 +71,9 @@ def run_recipe(
     check_model(model)
     data = RunData(data, "data")
     test = None if test_data is None else RunData(test_data, "test_data")
+    for given in (data, test):
+        if given is not None:
+            given.check_end()
     stages = with_export(stages)
     objective = objective_of(model, loss)
     check_door(stages, model, data, objective)
@@ -80,6 +84,7 @@ def run_recipe(
         teacher=model if teacher is None else teacher,
         data=data,
         test=test,
+        scored=test is not None and has_accuracy(model, test),
         objective=objective,
         callbacks=list(callbacks),
         seed=seed,
@@ -103,6 +108,7 @@ class _Run:
     teacher: keras.Model
     data: RunData
     test: RunData | None
+    scored: bool
     objective: Callable
     callbacks: list
     seed: int
@@ -141,6 +147,11 @@ class _Run:
             "data": self.data.fingerprint(),
             "test_data": None if self.test is None else self.test.fingerprint(),
             "seed": self.seed,
+            "loss": [
+                loss_text(self.objective(stage.arguments().get("loss")))
+                for stage in self.stages
+                if stage.name == "fit"
+            ],
         }
 
     def _done(self, number, stage, model, held):
@@ -206,7 +217,7 @@ class _Run:
         else:
             model, text = act(stage, model, self.data, self.objective)
             found = {"changes": text} if text else {}
-        measured = measure(model, None if self.test is None else self._test())
+        measured = measure(model, self._test())
         found |= {
             key: getattr(measured, key)
             for key in (
@@ -223,6 +234,9 @@ class _Run:
         return model, found
 
     def _test(self):
+        """The data to count right classes with, `None` if there is no accuracy."""
+        if not self.scored:
+            return None
         return self.test.data[:2] if self.test.is_arrays else self.test.data
 
     def _fit(self, number, stage, model, held):
@@ -250,8 +264,11 @@ class _Run:
         # Rewinding cannot go on in the middle (it raises): its stage starts again.
         if any(getattr(callback, "rewind", None) for callback in callbacks):
             return []
-        folder = self.folder.stage(number, "fit") / "backup"
-        return [keras.callbacks.BackupAndRestore(folder)]
+        # Kept until the stage is written down: what comes after training may fail.
+        folder = self.folder.backup(number, "fit")
+        # But a `ChannelPruning` learns in an epoch what to cut: one must be left.
+        cuts = any(isinstance(callback, ChannelPruning) for callback in callbacks)
+        return [keras.callbacks.BackupAndRestore(folder, delete_checkpoint=cuts)]
 
     def _write(self, number, stage, model):
         if stage.verb is check_edgetpu:
@@ -291,7 +308,7 @@ class _Run:
     def _result(self, model, reports):
         names = [r["file"] for r in reports if "file" in r]
         files = [f"{_ORIGINAL}.tflite", *(n for n in names if n.endswith(".tflite"))]
-        test = None if self.test is None else self._test()
+        test = self._test()
         # All of them now: times compare within one process only.
         measured = tuple(
             measure(self._file(name), test, name=pathlib.Path(name).stem)

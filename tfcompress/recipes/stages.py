@@ -162,7 +162,10 @@ def checked(entry, where):
             f"{where}: settings are a mapping of names to values, for example "
             f"{{'fit': {{'epochs': 5}}}}. Received: {settings!r}"
         )
-    settings = {key: plain(value, where, key) for key, value in settings.items()}
+    try:
+        settings = {key: plain(value, where, key) for key, value in settings.items()}
+    except RecursionError as err:
+        raise ValueError(f"{where}: settings are nested too deeply.") from err
     known = parameters(name)
     required = {
         key
@@ -307,8 +310,9 @@ def _check_teacher(stage, where):
     teacher = stage.settings.get("teacher", "")
     if stage.name == "distill" and not isinstance(teacher, str):
         raise TypeError(
-            f"{where}: `teacher` is the path of a .keras file; left out, it is the "
-            f"model that the recipe started from. Received: {teacher!r}"
+            f"{where}: `teacher` is the path of a .tflite file, a .keras file or a "
+            "SavedModel folder; left out, it is the model that the recipe started "
+            f"from. Received: {teacher!r}"
         )
 
 

@@ -90,6 +90,10 @@ def loads(text, *, source="the text"):
         return yaml.load(text, _Loader)
     except yaml.YAMLError as err:
         raise ValueError(f"Cannot read {source} as YAML: {_one_line(err)}") from err
+    except RecursionError as err:
+        raise ValueError(
+            f"Cannot read {source} as YAML: lists or mappings are nested too deeply"
+        ) from err
 
 
 def dumps(data):

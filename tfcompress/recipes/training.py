@@ -7,10 +7,12 @@ Example:
     ```
 """
 
+import json
 import numbers
 from dataclasses import dataclass
 
 import keras
+import numpy as np
 
 from tfcompress import progress
 
@@ -84,6 +86,8 @@ class Fit:
     def train(self, model, data, title, callbacks=()):
         """Trains a compiled model; returns the history, a dict of lists.
 
+        A fit that goes on after a kill has the epochs since: none, if all were done.
+
         Args:
             model: Compiled `keras.Model`.
             data: `RunData`.
@@ -91,6 +95,8 @@ class Fit:
             callbacks: Keras callbacks.
         """
         x, settings = data.for_fit(self.batch_size)
+        # Where a fit of this model went on in the middle, Keras keeps it in mind.
+        model._initial_epoch = None
         with progress.bar(title, self.epochs) as advance:
             count = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: advance())
             history = model.fit(
@@ -101,8 +107,15 @@ class Fit:
                 **settings,
             )
         return {
-            name: [float(v) for v in values] for name, values in history.history.items()
+            name: [_plain(v) for v in values]
+            for name, values in history.history.items()
         }
+
+
+def _plain(value):
+    """A value of the history as a number, or a list of metrics that give several."""
+    value = np.asarray(value)
+    return value.item() if value.ndim == 0 else value.tolist()
 
 
 def objective_of(model, loss=None):
@@ -134,6 +147,30 @@ def objective_of(model, loss=None):
         )
 
     return found
+
+
+def loss_text(objective):
+    """What a model is trained by as text, the same in another process.
+
+    A function is told by its name, a loss by its class and settings.
+
+    Args:
+        objective: Keyword arguments of `compile`.
+    """
+    kept = {key: objective.get(key) for key in ("loss", "loss_weights")}
+    return json.dumps(kept, sort_keys=True, default=_described)
+
+
+def _described(thing):
+    if isinstance(thing, np.generic):
+        return thing.item()
+    name = getattr(thing, "__name__", type(thing).__name__)
+    if not isinstance(thing, keras.losses.Loss):
+        return name
+    try:
+        return [name, thing.get_config()]
+    except NotImplementedError:  # A loss of a user's own.
+        return name
 
 
 def _check_count(name, value):
