@@ -10,6 +10,7 @@ Example:
 """
 
 import numpy as np
+from absl import logging
 
 from tfcompress.checks import check_model
 from tfcompress.graph import Graph, built_copy, find_layers, kernels, rewrite
@@ -115,6 +116,7 @@ def cluster(
     )
     graph = Graph(flat_form(model))
     paths = _paths(graph.model, biases)
+    _log_frozen(graph.model)
     chosen = select(paths, include=include, exclude=exclude, rules=rules)
     if not chosen:
         raise ValueError(
@@ -148,6 +150,18 @@ def _paths(model, biases):
     return found
 
 
+def _log_frozen(model):
+    frozen = [
+        v.path
+        for v in model.non_trainable_variables
+        if v.name.endswith(("kernel", "embeddings"))
+    ]
+    if frozen:
+        logging.warning(
+            "Clustering leaves alone what is frozen (trainable=False): %s", frozen
+        )
+
+
 class _Clusterer:
     """The visitor that wraps layers whose weights were chosen."""
 
@@ -162,6 +176,8 @@ class _Clusterer:
             if (parts := self._parts(operation))
         }
         self._check_found_once(operations)
+        self.taken = {operation.name for operation in operations}
+        self.taken.update(t.name for t in graph.inputs)
         self._make_groups(operations)
 
     def __call__(self, call, clone, args, kwargs):
@@ -226,28 +242,45 @@ class _Clusterer:
 
     def _make_group(self, name, operations):
         """One wrapper for all layers of a group, started from all their weights."""
-        layers, chains, transforms, weights = [], {}, [], []
+        layers, found, transforms, weights = [], [], [], []
         for operation in operations:
             layer, own = self._chains(operation)
             layers.append(layer)
             for key, chain in own.items():
-                chains[f"{layer.name}/{key}"] = chain
+                variable = find_weight(layer, key)
+                found.append((variable, chain))
                 if isinstance(chain[-1], GroupCodebook):
                     transforms.append(chain[-1])
-                    weights.append(find_weight(layer, key).numpy().ravel())
+                    weights.append(variable.numpy().ravel())
         first = transforms[0]
         if any(t.get_config() != first.get_config() for t in transforms):
             raise ValueError(
                 f"Weights of group {name!r} have different settings: "
                 f"{[t.get_config() for t in transforms]}. A codebook has one."
             )
-        group = LayerGroup(
-            layers, first.clusters, learns=first.gradient is not None, name=name
-        )
+        learns = first.gradient is not None
+        unused = self._unused_name(name)
+        group = LayerGroup(layers, first.clusters, learns=learns, name=unused)
         group.codebook.assign(first.initial_centroids(np.concatenate(weights)))
+        place = {id(v): position for position, v in enumerate(group.weights)}
+        chains = {
+            name_of_weight(group, place[id(variable)], like=group): chain
+            for variable, chain in found
+        }
         wrapper = TransformWeights(group, chains)
         for member, operation in enumerate(operations):
             self.wrapped[id(operation)] = wrapper, {"member": member}
+
+
+    def _unused_name(self, group):
+        """A name for the layer of a group, which no other layer has."""
+        name = group = group.replace("/", "_")  # Keras allows none in a name.
+        number = 1
+        while name in self.taken:
+            name = f"{group}_group" + (f"_{number}" if number > 1 else "")
+            number += 1
+        self.taken.add(name)
+        return name
 
 
 def _check_model_is_plain(model):
