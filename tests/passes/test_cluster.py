@@ -305,6 +305,14 @@ def test_layers_may_be_called_in_any_way(call, tmp_path):
         np.testing.assert_allclose(one.predict(data, verbose=0), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("call", ["a tensor and a constant", "keywords only"])
+def test_a_call_that_a_group_cannot_make_is_refused(call):
+    inputs, mask = keras.Input((7, 8)), keras.Input((7, 7), dtype="bool")
+    model = keras.Model([inputs, mask], _CALLS[call](inputs, mask))
+    with pytest.raises(ValueError, match="'attention' cannot be in a group"):
+        tfc.cluster(model, 8, group="all")
+
+
 def test_frozen_layers_are_named(caplog):
     model = conv_net()
     model.get_layer("conv").trainable = False

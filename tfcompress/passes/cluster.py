@@ -9,6 +9,7 @@ Example:
     ```
 """
 
+import keras
 import numpy as np
 from absl import logging
 
@@ -188,6 +189,8 @@ class _Clusterer:
             layer, chains = self._chains(operation)
             self.wrapped[id(operation)] = TransformWeights(layer, chains), {}
         wrapper, member = self.wrapped[id(operation)]
+        if member:
+            _check_call_of_member(operation, args, kwargs)
         return wrapper(*args, **kwargs, **member)
 
     def _parts(self, operation):
@@ -271,7 +274,6 @@ class _Clusterer:
         for member, operation in enumerate(operations):
             self.wrapped[id(operation)] = wrapper, {"member": member}
 
-
     def _unused_name(self, group):
         """A name for the layer of a group, which no other layer has."""
         name = group = group.replace("/", "_")  # Keras allows none in a name.
@@ -281,6 +283,21 @@ class _Clusterer:
             number += 1
         self.taken.add(name)
         return name
+
+
+def _check_call_of_member(layer, args, kwargs):
+    """Keras lets nobody mix tensors and settings in the `**kwargs` of a group."""
+    tensors = [
+        name
+        for name, value in kwargs.items()
+        if any(isinstance(t, keras.KerasTensor) for t in keras.tree.flatten(value))
+    ]
+    if not (args or "inputs" in kwargs) or 0 < len(tensors) < len(kwargs):
+        raise ValueError(
+            f"Layer {layer.name!r} cannot be in a group: it is called with tensors "
+            f"{tensors} by keyword. Leave it out of the group, with a rule of its own. "
+            f"Received: keywords {sorted(kwargs)}"
+        )
 
 
 def _check_model_is_plain(model):
