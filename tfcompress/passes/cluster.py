@@ -292,7 +292,8 @@ def _check_call_of_member(layer, args, kwargs):
         for name, value in kwargs.items()
         if any(isinstance(t, keras.KerasTensor) for t in keras.tree.flatten(value))
     ]
-    if not (args or "inputs" in kwargs) or 0 < len(tensors) < len(kwargs):
+    settings = [k for k, v in kwargs.items() if v is not None and k not in tensors]
+    if not (args or "inputs" in kwargs) or (tensors and settings):
         raise ValueError(
             f"Layer {layer.name!r} cannot be in a group: it is called with tensors "
             f"{tensors} by keyword. Leave it out of the group, with a rule of its own. "
