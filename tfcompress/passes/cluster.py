@@ -292,7 +292,9 @@ def _check_call_of_member(layer, args, kwargs):
         for name, value in kwargs.items()
         if any(isinstance(t, keras.KerasTensor) for t in keras.tree.flatten(value))
     ]
-    settings = [k for k, v in kwargs.items() if v is not None and k not in tensors]
+    # Keras takes `training` out by itself.
+    apart = {*tensors, "training"}
+    settings = [k for k, v in kwargs.items() if v is not None and k not in apart]
     if not (args or "inputs" in kwargs) or (tensors and settings):
         raise ValueError(
             f"Layer {layer.name!r} cannot be in a group: it is called with tensors "
