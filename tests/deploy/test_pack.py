@@ -1,9 +1,13 @@
 """`tfc.pack` and `tfc.unpack`: the same file again, and clear errors."""
 
 import hashlib
+import io
 import lzma
 import struct
+import tracemalloc
+import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from keras import layers
 from networks import image_data
 
 import tfcompress as tfc
+from tfcompress.deploy import coded_tensors, container
 from tfcompress.numerics import masks
 
 
@@ -82,6 +87,101 @@ def test_a_model_goes_in_stripped(tmp_path):
         back.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5
     )
     assert all(type(v).__module__.startswith("keras.") for v in back.layers)
+
+
+def test_a_fitted_model_goes_in_without_its_optimizer_and_stays_fitted(tmp_path):
+    inner = keras.Sequential([keras.Input((6,)), layers.Dense(40)], name="inner")
+    inner.compile("adam", "mse")
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, layers.Dense(4)(inner(inputs)))
+    x, y = np.ones((8, 6), "float32"), np.ones((8, 4), "float32")
+
+    def own_loss(true, predicted):
+        return keras.ops.mean((true - predicted) ** 2)
+
+    model.compile("adam", own_loss, metrics=["mae"])
+    model.fit(x, y, verbose=0)
+    packed = tfc.pack(model, tmp_path / "p")
+    assert packed.original_bytes < 4 * 3 * model.count_params() + 20_000
+    tfc.unpack(tmp_path / "p", tmp_path / "m.keras")
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+        config = archive.read("config.json").decode()
+        weights = io.BytesIO(archive.read("model.weights.h5"))
+    assert "own_loss" not in config and "Adam" not in config
+    stored = []
+    with h5py.File(weights) as file:
+        file.visititems(
+            lambda path, item: stored.append(item) if hasattr(item, "shape") else None
+        )
+        assert sum(item.size for item in stored) == model.count_params()
+    back = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(
+        back.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+    assert model.compiled and inner.compiled and model.optimizer.iterations == 1
+    model.fit(x, y, verbose=0)
+    assert model.optimizer.iterations == 2
+    assert set(model.evaluate(x, y, verbose=0, return_dict=True)) == {"loss", "mae"}
+
+
+def test_a_container_does_not_replace_or_pass_for_a_model(folder, tmp_path):
+    content = (folder / "plain.keras").read_bytes()
+    same, linked = tmp_path / "m.keras", tmp_path / "link"
+    same.write_bytes(content)
+    linked.hardlink_to(same)
+    for path in (same, linked):
+        with pytest.raises(ValueError, match="would replace the model in it"):
+            tfc.pack(same, path)
+    for name in ("other.keras", "other.tflite"):
+        with pytest.raises(ValueError, match="must not end in .tflite or .keras"):
+            tfc.pack(same, tmp_path / name)
+    assert same.read_bytes() == content
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "m.keras"]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "text"),
+    [(1_000_000, "a file of 64 bytes comes from"), (65, "more gaps than values")],
+)
+def test_a_header_made_to_fill_the_memory(tmp_path, gaps, text):
+    entry = coded_tensors._ENTRY.pack(0, 1, 64, 1, 0, gaps)
+    parts = coded_tensors.Parts(b"", entry, bytes(3), b"\xff" * gaps, b"")
+    hostile = tmp_path / "hostile"
+    hostile.write_bytes(container.written(bytes(64), ".tflite", parts))
+    assert hostile.stat().st_size < 10_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=text):
+            tfc.unpack(hostile, tmp_path / "m.tflite")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+    assert not (tmp_path / "m.tflite").exists()
+
+
+def _weights_of_every_kind():
+    rng = np.random.default_rng(0)
+    for size in (64, 70, 20_000):
+        for zeros in (0.0, 0.5, 0.95, 1.0):
+            for dtype in ("int8", "float32"):
+                values = rng.integers(-4, 5, (size // 2, 2)) * rng.choice((1, 9), 2)
+                values[rng.random(values.shape) < zeros] = 0
+                yield values.astype(dtype)
+    # A codebook for each of many short rows is larger than the rows.
+    yield np.repeat(rng.integers(-128, 128, (3_000, 1)), 2, 1).astype("int8")
+    yield rng.integers(0, 2, (3_000, 1)).astype("int8")
+
+
+def test_every_legitimate_container_is_within_the_limit():
+    for array in _weights_of_every_kind():
+        for axis in (None, 0, 1):
+            content = array.tobytes()
+            stored = [coded_tensors.StoredTensor(array, axis)]
+            parts = coded_tensors.take_out(content, stored)
+            assert sum(map(len, parts)) <= 2 * len(content)
+            packed = container.written(content, ".tflite", parts)
+            assert container.read(packed, "p", len(content))[0] == content
 
 
 def test_damage_anywhere_is_found_and_an_old_file_stays(folder, tmp_path):

@@ -265,6 +265,102 @@ def test_nested_shared_and_subclassed_models():
     assert len(found) == 2 and set(found.values()) == {5}
 
 
+def _attention(**settings):
+    def make(x, mask):
+        layer = layers.MultiHeadAttention(2, 4, name="attention")
+        if "query" in settings:
+            return layer(query=x, value=x)
+        outputs = layer(x, x, attention_mask=mask, **settings)
+        return outputs if isinstance(outputs, keras.KerasTensor) else outputs[0]
+
+    return make
+
+
+_CALLS = {
+    "a tensor and a constant": _attention(use_causal_mask=True),
+    "keywords only": _attention(query=True),
+    "two outputs": _attention(return_attention_scores=True),
+    "a step of a sequence": lambda x, mask: layers.LSTM(4)(
+        layers.Masking()(x), training=False
+    ),
+    "a dense layer by keyword": lambda x, mask: layers.Dense(4)(inputs=x),
+}
+
+
+@pytest.mark.parametrize("call", list(_CALLS))
+def test_layers_may_be_called_in_any_way(call, tmp_path):
+    inputs, mask = keras.Input((7, 8)), keras.Input((7, 7), dtype="bool")
+    outputs = _CALLS[call](inputs, mask)
+    model = keras.Model([inputs, mask], outputs)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 7, 8)).astype("float32")
+    x[:, 5:] = 0
+    data = [x, rng.random((4, 7, 7)) < 0.7]
+    expected = model.predict(data, verbose=0)
+    shared = tfc.cluster(model, 2048)  # As many as there are: nothing changes.
+    shared.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    for one in (shared, loaded, tfc.strip(loaded)):
+        # 1e-5: the same arithmetic, of which TensorFlow may fuse other parts.
+        np.testing.assert_allclose(one.predict(data, verbose=0), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("call", ["a tensor and a constant", "keywords only"])
+def test_a_call_that_a_group_cannot_make_is_refused(call):
+    inputs, mask = keras.Input((7, 8)), keras.Input((7, 7), dtype="bool")
+    model = keras.Model([inputs, mask], _CALLS[call](inputs, mask))
+    with pytest.raises(ValueError, match="'attention' cannot be in a group"):
+        tfc.cluster(model, 8, group="all")
+
+
+def test_frozen_layers_are_named(caplog):
+    model = conv_net()
+    model.get_layer("conv").trainable = False
+    values = _values(tfc.cluster(model, 4))
+    assert "conv/kernel" not in values and values["hidden/kernel"] == 4
+    lines = [line for line in caplog.text.splitlines() if "frozen" in line]
+    assert len(lines) == 1 and lines[0].endswith("['conv/kernel']")
+    caplog.clear()
+    tfc.cluster(conv_net(), 4)
+    assert "frozen" not in caplog.text
+
+
+@pytest.mark.parametrize("sequences", [True, False], ids=["sequences", "last"])
+def test_a_group_takes_layers_within_layers_and_their_masks(sequences, tmp_path):
+    inputs = keras.Input((7,), dtype="int32")
+    x = layers.Embedding(20, 6, mask_zero=True, name="words")(inputs)
+    x = layers.Bidirectional(layers.GRU(3, return_sequences=True))(x)
+    x = layers.LSTM(5, return_sequences=sequences, name="lstm")(x)
+    model = keras.Model(inputs, layers.Dense(3, name="last")(x))
+    tokens = np.random.default_rng(0).integers(0, 20, (8, 7)) * (np.arange(7) < 4)
+    shared = tfc.cluster(model, 2048, group="all")
+    shared.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    expected = model(tokens)
+    for one in (shared, loaded, tfc.strip(loaded)):
+        found = one(tokens)
+        # 1e-5: the same arithmetic, of which TensorFlow may fuse other parts.
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        masks_of = [getattr(t, "_keras_mask", None) for t in (found, expected)]
+        assert (masks_of[0] is None) == (masks_of[1] is None) == (not sequences)
+        if sequences:
+            np.testing.assert_array_equal(*masks_of)
+
+
+@pytest.mark.parametrize("group", ["classifier", "hidden", "a/b", "my group"])
+def test_a_group_may_have_any_name(group, tmp_path):
+    rule = tfc.Rule("^(conv|hidden)", group=group)
+    shared = tfc.cluster(conv_net(), 4, include="^(conv|hidden)", rules=[rule])
+    names = [layer.name for layer in shared.layers]
+    assert len(set(names)) == len(names) and "classifier" in names
+    shared.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    plain = tfc.strip(loaded)
+    kernels_of = [plain.get_layer(name).kernel for name in ("conv", "hidden")]
+    values = np.concatenate([kernel.numpy().ravel() for kernel in kernels_of])
+    assert len(np.unique(values)) <= 4
+
+
 # Settings.
 
 

@@ -27,6 +27,8 @@ _ENTRY = struct.Struct("<QIIBBI")
 # Part of zeros from which gaps are shorter.
 _SPARSE = 0.5
 _MOST_VALUES = 256
+# So many times the bytes of a file may its parts have, before they are compressed.
+MOST_TIMES = 2
 # Enough of a row to see that it has more.
 _LOOKED_AT = 4096
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -120,6 +122,8 @@ def _coded(tensor):
             continue
         least = _compressed_bytes(values.tobytes()) if least is None else least
         parts = coded[0], *_gaps(coded[1].ravel())
+        if _ENTRY.size + sum(map(len, parts)) > MOST_TIMES * values.nbytes:
+            continue  # A reader takes it for an attack on its memory.
         cost = sum(map(_compressed_bytes, parts))
         if cost < least:
             layout = rows, columns, values.itemsize, transposed
@@ -183,6 +187,8 @@ def put_back(parts, size):
             raise ValueError("the table points outside the file")
         if itemsize not in _UNSIGNED or transposed > 1:
             raise ValueError("the table has an entry of no known kind")
+        if gaps > count:
+            raise ValueError("a weight has more gaps than values")
         pieces.append(reader.take("rest", offset - end).tobytes())
         symbols = reader.symbols(count, gaps).reshape(rows, columns)
         matrix = np.empty((rows, columns), _UNSIGNED[itemsize])

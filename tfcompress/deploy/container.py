@@ -18,7 +18,7 @@ import os
 import struct
 import zlib
 
-from tfcompress.deploy.coded_tensors import Parts, put_back
+from tfcompress.deploy.coded_tensors import MOST_TIMES, Parts, put_back
 
 _MAGIC = b"tfcpack\n"
 _VERSION = 1
@@ -39,6 +39,8 @@ _CONTEXTS = Parts(
     symbols={"lc": 0, "pb": 0},
 )
 _DICTIONARY = 1 << 24
+# Bytes that the parts of a tiny file may have beyond those of the file.
+_SLACK = 1 << 16
 
 
 def written(content, kind, parts):
@@ -135,10 +137,16 @@ def read(packed, path, max_bytes):
             f"{name!r} is cut off or has something behind it: {len(packed):,} bytes "
             f"where its header says {expected:,}. Fetch it again."
         )
-    if size > max_bytes or sum(whole for whole, _ in sizes) > 2 * max_bytes + 65536:
+    if size > max_bytes:
         raise ValueError(
             f"{name!r} holds a file of {size:,} bytes. To allow so many, pass "
             f"`max_bytes`. Received: max_bytes={max_bytes}"
+        )
+    whole = sum(whole for whole, _ in sizes)
+    if whole > MOST_TIMES * size + _SLACK:
+        raise ValueError(
+            f"{name!r} is damaged or made to fill the memory: its header says that a "
+            f"file of {size:,} bytes comes from parts of {whole:,}. Fetch it again."
         )
     try:
         content = _assembled(packed, sizes, size)

@@ -11,6 +11,7 @@ Example:
     ```
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -88,10 +89,11 @@ def pack(model, path):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is neither a `.tflite` nor a `.keras` file, or damaged.
+        ValueError: If it is neither a `.tflite` nor a `.keras` file, or damaged; if
+            `path` is that file, or ends like one.
         OSError: If the container cannot be written.
     """
-    check_writable(path)
+    _check_container_path(model, path)
     content, kind = _content(model)
     tensors = _keras_tensors if kind == ".keras" else _tflite_tensors
     packed = container.written(content, kind, take_out(content, tensors(content)))
@@ -146,13 +148,57 @@ def unpack(path, output, *, max_bytes=2**31):
     return Unpacked(os.fspath(output), len(content), digest.hex(), kind)
 
 
+def _check_container_path(model, path):
+    """Raises if a container at `path` would replace, or pass for, a model."""
+    check_writable(path)
+    name = os.fspath(path)
+    is_path = isinstance(model, (str, os.PathLike))
+    if is_path and os.path.exists(name) and os.path.exists(model):
+        if os.path.samefile(model, name):
+            raise ValueError(
+                f"The container would replace the model in it. Give it a name of its "
+                f"own, such as 'model.tfcpack'. Received: path={name!r}"
+            )
+    if pathlib.Path(name).suffix in container.KINDS:
+        raise ValueError(
+            "A container is no model file, so its name must not end in "
+            f"{' or '.join(container.KINDS)}; '.tfcpack' is usual. Received: "
+            f"path={name!r}"
+        )
+
+
+@contextlib.contextmanager
+def _not_compiled(model):
+    """Hides optimizer, loss and metrics while a model is saved.
+
+    Keras saves those of a compiled model whatever `include_optimizer` says, and a loss
+    of one's own would keep the file from being loaded.
+    """
+    models = [m for m in model._flatten_layers() if isinstance(m, keras.Model)]
+    hidden = ("optimizer", "_compile_metrics", "_compile_loss", "_loss_tracker")
+    kept = [{k: v for k, v in vars(m).items() if k in hidden} for m in models]
+    compiled = [m.compiled for m in models]
+    try:
+        for one, attributes in zip(models, kept, strict=True):
+            one.compiled = False
+            for name in attributes:
+                # Not by `setattr`, which tracks what a model is given.
+                vars(one)[name] = None
+        yield model
+    finally:
+        for one, attributes, was in zip(models, kept, compiled, strict=True):
+            vars(one).update(attributes)
+            one.compiled = was
+
+
 def _content(model):
     """Bytes of a file or model, and their kind."""
     if isinstance(model, keras.Model):
         check_model(model)
         with tempfile.TemporaryDirectory() as folder:
             saved = pathlib.Path(folder, "model.keras")
-            strip(model).save(saved, include_optimizer=False)
+            with _not_compiled(strip(model)) as plain:
+                plain.save(saved)
             return saved.read_bytes(), ".keras"
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(

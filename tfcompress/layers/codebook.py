@@ -250,6 +250,7 @@ class LayerGroup(keras.layers.Layer):
 
     def __init__(self, members, clusters, learns=True, **kwargs):
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.members = list(members)
         self.clusters = clusters
         self.learns = learns
@@ -270,7 +271,7 @@ class LayerGroup(keras.layers.Layer):
         return self.members[member].compute_output_spec(inputs, *args, **kwargs)
 
     def compute_mask(self, inputs, previous_mask=None):
-        return previous_mask
+        """None: the member that ran has put its mask on its output."""
 
     def build_from_config(self, config):
         """Builds nothing: the members' shapes are in the config."""

@@ -12,6 +12,8 @@ Example:
     ```
 """
 
+import inspect
+
 import keras
 import numpy as np
 
@@ -42,6 +44,9 @@ class TransformWeights(keras.layers.Wrapper):
         kwargs.setdefault("name", layer.name)
         super().__init__(layer, **kwargs)
         self.supports_masking = layer.supports_masking
+        # Keras binds what a layer is called with to its signature. `*args, **kwargs`
+        # would be two arguments, in which tensors and settings must not be mixed.
+        self._call_signature = inspect.signature(layer.call)
         if not layer.built:
             raise ValueError(
                 f"Layer {layer.name!r} is not built, so it has no weights to transform "
@@ -101,10 +106,10 @@ class TransformWeights(keras.layers.Wrapper):
         tensors = [tensor for _, tensor in self._effective()]
         return dict(zip(self.transforms, map(np.asarray, tensors), strict=True))
 
-    def call(self, inputs, *args, **kwargs):
+    def call(self, *args, **kwargs):
         pairs = self._effective()
         with substituted(pairs) as scope:
-            outputs = self.layer(inputs, *args, **kwargs)
+            outputs = self.layer(*args, **kwargs)
         for loss in scope.losses:
             self.add_loss(loss)
         # The scope catches what the layer updates (batch statistics, random seeds).
@@ -114,8 +119,8 @@ class TransformWeights(keras.layers.Wrapper):
                 variable.assign(updated)
         return outputs
 
-    def compute_output_spec(self, inputs, *args, **kwargs):
-        return self.layer.compute_output_spec(inputs, *args, **kwargs)
+    def compute_output_spec(self, *args, **kwargs):
+        return self.layer.compute_output_spec(*args, **kwargs)
 
     def compute_output_shape(self, *args, **kwargs):
         return self.layer.compute_output_shape(*args, **kwargs)

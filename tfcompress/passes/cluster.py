@@ -9,7 +9,9 @@ Example:
     ```
 """
 
+import keras
 import numpy as np
+from absl import logging
 
 from tfcompress.checks import check_model
 from tfcompress.graph import Graph, built_copy, find_layers, kernels, rewrite
@@ -115,6 +117,7 @@ def cluster(
     )
     graph = Graph(flat_form(model))
     paths = _paths(graph.model, biases)
+    _log_frozen(graph.model)
     chosen = select(paths, include=include, exclude=exclude, rules=rules)
     if not chosen:
         raise ValueError(
@@ -148,6 +151,18 @@ def _paths(model, biases):
     return found
 
 
+def _log_frozen(model):
+    frozen = [
+        v.path
+        for v in model.non_trainable_variables
+        if v.name.endswith(("kernel", "embeddings"))
+    ]
+    if frozen:
+        logging.warning(
+            "Clustering leaves alone what is frozen (trainable=False): %s", frozen
+        )
+
+
 class _Clusterer:
     """The visitor that wraps layers whose weights were chosen."""
 
@@ -162,6 +177,8 @@ class _Clusterer:
             if (parts := self._parts(operation))
         }
         self._check_found_once(operations)
+        self.taken = {operation.name for operation in operations}
+        self.taken.update(t.name for t in graph.inputs)
         self._make_groups(operations)
 
     def __call__(self, call, clone, args, kwargs):
@@ -172,6 +189,8 @@ class _Clusterer:
             layer, chains = self._chains(operation)
             self.wrapped[id(operation)] = TransformWeights(layer, chains), {}
         wrapper, member = self.wrapped[id(operation)]
+        if member:
+            _check_call_of_member(operation, args, kwargs)
         return wrapper(*args, **kwargs, **member)
 
     def _parts(self, operation):
@@ -226,28 +245,62 @@ class _Clusterer:
 
     def _make_group(self, name, operations):
         """One wrapper for all layers of a group, started from all their weights."""
-        layers, chains, transforms, weights = [], {}, [], []
+        layers, found, transforms, weights = [], [], [], []
         for operation in operations:
             layer, own = self._chains(operation)
             layers.append(layer)
             for key, chain in own.items():
-                chains[f"{layer.name}/{key}"] = chain
+                variable = find_weight(layer, key)
+                found.append((variable, chain))
                 if isinstance(chain[-1], GroupCodebook):
                     transforms.append(chain[-1])
-                    weights.append(find_weight(layer, key).numpy().ravel())
+                    weights.append(variable.numpy().ravel())
         first = transforms[0]
         if any(t.get_config() != first.get_config() for t in transforms):
             raise ValueError(
                 f"Weights of group {name!r} have different settings: "
                 f"{[t.get_config() for t in transforms]}. A codebook has one."
             )
-        group = LayerGroup(
-            layers, first.clusters, learns=first.gradient is not None, name=name
-        )
+        learns = first.gradient is not None
+        unused = self._unused_name(name)
+        group = LayerGroup(layers, first.clusters, learns=learns, name=unused)
         group.codebook.assign(first.initial_centroids(np.concatenate(weights)))
+        place = {id(v): position for position, v in enumerate(group.weights)}
+        chains = {
+            name_of_weight(group, place[id(variable)], like=group): chain
+            for variable, chain in found
+        }
         wrapper = TransformWeights(group, chains)
         for member, operation in enumerate(operations):
             self.wrapped[id(operation)] = wrapper, {"member": member}
+
+    def _unused_name(self, group):
+        """A name for the layer of a group, which no other layer has."""
+        name = group = group.replace("/", "_")  # Keras allows none in a name.
+        number = 1
+        while name in self.taken:
+            name = f"{group}_group" + (f"_{number}" if number > 1 else "")
+            number += 1
+        self.taken.add(name)
+        return name
+
+
+def _check_call_of_member(layer, args, kwargs):
+    """Keras lets nobody mix tensors and settings in the `**kwargs` of a group."""
+    tensors = [
+        name
+        for name, value in kwargs.items()
+        if any(isinstance(t, keras.KerasTensor) for t in keras.tree.flatten(value))
+    ]
+    # Keras takes `training` out by itself.
+    apart = {*tensors, "training"}
+    settings = [k for k, v in kwargs.items() if v is not None and k not in apart]
+    if not (args or "inputs" in kwargs) or (tensors and settings):
+        raise ValueError(
+            f"Layer {layer.name!r} cannot be in a group: it is called with tensors "
+            f"{tensors} by keyword. Leave it out of the group, with a rule of its own. "
+            f"Received: keywords {sorted(kwargs)}"
+        )
 
 
 def _check_model_is_plain(model):
