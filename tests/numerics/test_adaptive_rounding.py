@@ -1,5 +1,6 @@
 """AdaRound's functions, against the equations written down by hand."""
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -44,3 +45,16 @@ def test_exponents_wait_and_fall():
     assert found[2] == 20 and found[-1] == 2
     assert np.all(np.diff(found[2:]) < 0)
     assert adaptive.exponents(1, 0)[0] == 20
+
+
+def test_adam_is_keras():
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(5, 3)).astype("float32")
+    variable = keras.Variable(start)
+    optimizer = keras.optimizers.Adam(0.02)
+    state = tf.constant(start), tf.zeros((5, 3)), tf.zeros((5, 3))
+    for number in range(1, 20):
+        gradient = tf.constant(rng.normal(size=(5, 3)), tf.float32)
+        optimizer.apply([gradient], [variable])
+        state = adaptive.adam(state, gradient, tf.constant(float(number)), 0.02)
+    np.testing.assert_allclose(state[0], variable, rtol=1e-5, atol=1e-6)

@@ -24,6 +24,9 @@ _LOW, _HIGH = -0.1, 1.1
 # is pulled on, in the end everything (section 3.3).
 _EXPONENTS = 20.0, 2.0
 
+# Adam's decays and what keeps it from dividing by 0, as Keras has them.
+_MEAN, _SQUARE, _SMALL = 0.9, 0.999, 1e-7
+
 
 def rectified_sigmoid(logits):
     """`clip(1.2 * sigmoid(logits) - 0.1, 0, 1)` (eq. 23).
@@ -74,3 +77,27 @@ def exponents(steps, warm_up):
     falling = end + 0.5 * (start - end) * (1 + np.cos(np.pi * share))
     found = np.concatenate([np.zeros(warm_up), falling])
     return found[:steps].astype("float32")
+
+
+def adam(state, gradient, number, rate):
+    """A step of Adam on tensors, without variables.
+
+    Args:
+        state: `(values, mean, square)`: float tensors of one shape, the last two zeros
+            at the start.
+        gradient: Float tensor of that shape.
+        number: Of the step, from 1, a float scalar tensor.
+        rate: Learning rate.
+
+    Returns:
+        The new state.
+
+    Reference:
+        Kingma & Ba, "Adam: A Method for Stochastic Optimization", 2015, algorithm 1 in
+        the order of section 2's end. arXiv:1412.6980
+    """
+    values, mean, square = state
+    mean = _MEAN * mean + (1 - _MEAN) * gradient
+    square = _SQUARE * square + (1 - _SQUARE) * tf.square(gradient)
+    rate *= tf.sqrt(1 - tf.pow(_SQUARE, number)) / (1 - tf.pow(_MEAN, number))
+    return values - rate * mean / (tf.sqrt(square) + _SMALL), mean, square

@@ -16,7 +16,6 @@ Reference:
 
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -233,25 +232,28 @@ class _Trial:
     def optimize(self, steps, seed, strength, advance):
         """Which weights go up, bool array."""
         grid = self.grid
-        logits = keras.Variable(adaptive.initial_logits(grid.fraction), dtype="float32")
-        optimizer = keras.optimizers.Adam(max(_LEARNING_RATE, _REACH / steps))
-        optimizer.build([logits])
+        logits = tf.constant(adaptive.initial_logits(grid.fraction), tf.float32)
+        # Adam's state is tensors: variables within a strategy's scope are its own.
+        state = logits, tf.zeros_like(logits), tf.zeros_like(logits)
+        rate = max(_LEARNING_RATE, _REACH / steps)
         floor = tf.constant(grid.floor, tf.float32)
         nearest = tf.constant(grid.nearest, tf.float32)
         free = tf.constant(grid.free)
         count = max(int(grid.free.sum()), 1)
 
         @tf.function(autograph=False)
-        def step(inputs, targets, exponent):
+        def step(state, number, inputs, targets, exponent):
+            logits = state[0]
             with tf.GradientTape() as tape:
-                up = adaptive.rectified_sigmoid(logits.value)
+                tape.watch(logits)
+                up = adaptive.rectified_sigmoid(logits)
                 integers = tf.where(free, floor + up, nearest)
                 error = self._batch_error(inputs, targets, integers * grid.step)
                 open_ = tf.where(free, adaptive.regularizer(up, exponent), 0.0)
                 open_ = tf.reduce_sum(open_) / count
                 # In units of the regularizer, so that all gradients are of one size.
                 loss = error / strength + tf.where(exponent > 0, open_, 0.0)
-            optimizer.apply([tape.gradient(loss, logits.value)], [logits])
+            return adaptive.adam(state, tape.gradient(loss, logits), number, rate)
 
         rng = np.random.default_rng(seed)
         every = max(steps // 10, 1)
@@ -261,7 +263,9 @@ class _Trial:
             rows = rng.choice(
                 len(self.inputs), min(_BATCH, len(self.inputs)), replace=False
             )
-            step(self.inputs[rows], self.targets[rows], tf.constant(exponent))
+            batch = self.inputs[rows], self.targets[rows]
+            counted = tf.constant(number + 1, tf.float32)
+            state = step(state, counted, *batch, tf.constant(exponent))
             if (number + 1) % every == 0 and (number + 1) // every <= 10:
                 advance()
-        return adaptive.rectified_sigmoid(logits.value).numpy() >= 0.5
+        return adaptive.rectified_sigmoid(state[0]).numpy() >= 0.5
