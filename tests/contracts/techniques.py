@@ -179,6 +179,13 @@ FEW_TAKE = {
         "mixed_bfloat16",
     )
 }
+FEW_TAKE["jit"] = (
+    *FEW_TAKE["mixed_float16"],
+    "channel pruning",
+    "quantization, learned step",
+    "quantization, ternary",
+    "clustering with a schedule",
+)
 # What cannot be resumed, and says so (`tests/callbacks/test_regrowth.py`).
 NOT_RESUMED = ("pruning and rewinding",)
 # Name of a test or way to run -> techniques that take it by default; others are slow.
