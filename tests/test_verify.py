@@ -194,3 +194,20 @@ def test_arguments_out_of_place(qat, file, images, tmp_path):
         tfc.verify(conv_net(classes=4), file, images)
     with pytest.raises(ValueError, match="expected shape"):
         tfc.verify(qat, file, images[:, :4])
+
+
+def test_names_with_numbers_keep_the_models_order(tmp_path):
+    first, second = keras.Input((4,), name="input_2"), keras.Input((4,), name="input_1")
+    y = layers.Dense(3)(first) - 2 * layers.Dense(3)(second)
+    model = keras.Model([first, second], y)
+    path = tfc.export_tflite(model, tmp_path / "m").path
+    x = [np.random.default_rng(i).normal(size=(8, 4)).astype("float32") for i in (0, 1)]
+    assert tfc.verify(model, path, x, operations=False).ok
+
+
+def test_a_file_with_numbers_of_no_axis(tmp_path):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, inputs / keras.ops.max(keras.ops.abs(inputs)))
+    path = tfc.export_tflite(model, tmp_path / "m").path
+    x = np.random.default_rng(0).normal(size=(1, 4)).astype("float32")
+    assert tfc.verify(model, path, x).ok

@@ -8,6 +8,8 @@ Example:
     ```
 """
 
+import numbers
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -41,6 +43,16 @@ def check_model(model, *, argument="model"):
             f"`{argument}` {model.name!r} has NaN or infinite weights: "
             f"{', '.join(broken[:5])}{' ...' if len(broken) > 5 else ''}. Go back to a "
             "checkpoint from before the training diverged."
+        )
+
+
+def check_batch_size(batch_size):
+    """Raises `ValueError` unless it is a positive integer, or `None`."""
+    whole = isinstance(batch_size, numbers.Integral) and batch_size is not True
+    if batch_size is not None and not (whole and batch_size > 0):
+        raise ValueError(
+            "`batch_size` must be a positive integer, or None to leave it open. "
+            f"Received: batch_size={batch_size!r}"
         )
 
 

@@ -163,6 +163,14 @@ def _teachers(student, teacher):
             "teacher=model). To learn from its own last layer see "
             "tfc.distillation.DeepSupervision."
         )
+    learns = {id(v) for v in student.trainable_variables}
+    for one in found:
+        if any(id(v) in learns for v in one.weights):
+            raise ValueError(
+                f"Teacher {one.name!r} shares layers with the student, which would "
+                "change it. Pass a copy: copy = keras.models.clone_model(teacher); "
+                "copy.set_weights(teacher.get_weights())."
+            )
     return found
 
 

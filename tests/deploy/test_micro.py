@@ -3,10 +3,12 @@
 import pathlib
 import re
 
+import keras
 import numpy as np
 import pytest
 from small_files import copy_of, examples, small_files
 
+import tfcompress as tfc
 from tfcompress.deploy import micro
 from tfcompress.deploy.programs import installed
 from tfcompress.deploy.runtime import TFLiteRunner, quantize
@@ -147,3 +149,11 @@ def test_the_child_does_not_import_this_package():
     assert "import tfcompress" not in micro._CHILD.read_text()
     assert "from tfcompress" not in micro._CHILD.read_text()
     assert len(read_tflite(small_files() / "int8.tflite").operations) == 4
+
+
+def test_operators_of_loops_are_registered_too(tmp_path):
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((5, 3)), layers.LSTM(4), layers.Dense(2)])
+    path = tfc.export_tflite(model, tmp_path / "m.tflite").path
+    calls = micro.resolver_calls(read_tflite(path))
+    assert {"AddWhile", "AddLogistic", "AddTanh", "AddLess"} <= set(calls)

@@ -456,3 +456,28 @@ def test_a_wrapped_subclassed_model_exports(tmp_path):
         model.predict(x, verbose=0),
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("batch_size", [0, -3, 1.5, "8", True])
+def test_a_batch_size_that_is_none(batch_size, tmp_path):
+    (tmp_path / "m").write_bytes(b"older")
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    with pytest.raises(ValueError, match="`batch_size` must be a positive integer"):
+        tfc.export_tflite(model, tmp_path / "m", batch_size=batch_size)
+    assert (tmp_path / "m").read_bytes() == b"older"
+
+
+def test_an_error_within_a_layer_is_told_without_what_it_was_called_with(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="my layer")])
+    with pytest.raises(ValueError, match="refuses model") as error:
+        tfc.export_tflite(model, tmp_path / "m")
+    assert "my layer" in str(error.value) and "kwargs" not in str(error.value)
+
+
+def test_through_a_link_the_file_itself_is_written(tmp_path):
+    (tmp_path / "old.tflite").write_bytes(b"older")
+    (tmp_path / "link.tflite").symlink_to("old.tflite")
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    tfc.export_tflite(model, tmp_path / "link.tflite")
+    assert (tmp_path / "link.tflite").is_symlink()
+    assert len((tmp_path / "old.tflite").read_bytes()) > 100

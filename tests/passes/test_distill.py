@@ -214,3 +214,59 @@ def test_settings_out_of_range(settings, text):
 def test_a_teacher_that_is_no_model():
     with pytest.raises(TypeError, match="`teacher` must be a Keras 3 model"):
         tfc.distill(dense(), 3)
+
+
+@pytest.mark.parametrize("how", ["average", "sum", "lambda", "dropout", "clip"])
+def test_probabilities_are_not_taken_for_logits(how):
+    inputs = keras.Input((4,))
+    a, b = (layers.Dense(3, activation="softmax")(inputs) for _ in range(2))
+    made = {
+        "average": lambda: layers.Average()([a, b]),
+        "sum": lambda: (a + b) / 2,
+        "lambda": lambda: layers.Lambda(keras.ops.softmax)(layers.Dense(3)(inputs)),
+        "dropout": lambda: layers.Dropout(0.5)(a),
+        "clip": lambda: keras.ops.clip(a, 1e-6, 1.0),
+    }
+    teacher = keras.Model(inputs, made[how]())
+    student = keras.Sequential([inputs, layers.Dense(3)])
+    if how == "dropout":
+        (taught,) = tfc.distill(student, teacher)._pairing.of_teachers(0)
+        assert taught.output.kind == "probabilities"
+        return
+    with pytest.raises(ValueError, match="teacher_outputs"):
+        tfc.distill(student, teacher)
+    assert tfc.distill(student, teacher, teacher_outputs="probabilities")
+
+
+def test_a_teacher_that_shares_layers_with_the_student_is_refused():
+    inputs = keras.Input((4,))
+    shared = layers.Dense(3)
+    teacher = keras.Model(inputs, layers.Dense(3)(shared(inputs)))
+    student = keras.Model(inputs, layers.Dense(3)(shared(inputs)))
+    with pytest.raises(ValueError, match="shares layers with the student"):
+        tfc.distill(student, teacher)
+
+
+def test_a_policy_of_half_precision_leaves_the_inputs_alone():
+    inputs = keras.Input((1,), dtype="float32")
+    ids = layers.Embedding(4000, 2, dtype="float32")(inputs)
+    student = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(ids)))
+    x = np.array([[2049.0], [3999.0]], "float32")
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        taught = tfc.distill(student, keras.models.clone_model(student))
+    finally:
+        keras.config.set_dtype_policy(before)
+    np.testing.assert_array_equal(
+        taught.predict(x, verbose=0), student.predict(x, verbose=0)
+    )
+
+
+def test_a_dict_of_outputs_and_a_list_are_not_paired_by_chance():
+    inputs = keras.Input((4,))
+    a, b = layers.Dense(3, name="a")(inputs), layers.Dense(3, name="b")(inputs)
+    teacher = keras.Model(inputs, {"zeta": a, "alpha": b})
+    c, d = layers.Dense(3, name="c")(inputs), layers.Dense(3, name="d")(inputs)
+    with pytest.raises(ValueError, match="no order says which belong together"):
+        tfc.distill(keras.Model(inputs, [c, d]), teacher)

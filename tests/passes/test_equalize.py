@@ -214,3 +214,20 @@ def test_a_quantized_model_is_refused():
     qat = tfc.quantize_aware(conv_net(), calibration_data=image_data(8)[0])
     with pytest.raises(ValueError, match="`tfc.equalize` works on plain"):
         tfc.equalize(qat)
+
+
+def test_a_channel_that_training_drove_to_nothing_stays_small():
+    inputs = keras.Input((16,))
+    first, second = layers.Dense(16, activation="relu"), layers.Dense(4)
+    model = keras.Model(inputs, second(first(inputs)))
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(16, 16)).astype("float32")
+    kernel[:, 3] *= 1e-10
+    first.set_weights([kernel, np.full(16, 0.5, "float32")])
+    found = tfc.equalize(model)
+    bias = np.asarray(found.layers[1].bias)
+    assert bias[3] == 0.5
+    x = rng.normal(size=(32, 16)).astype("float32")
+    np.testing.assert_allclose(
+        found.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-4
+    )

@@ -149,10 +149,10 @@ def _death(path, code, timeout_sec):
     else:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         how = f"ended the process ({name})"
-    return (
-        f"{path!r} cannot be run: the runtime {how}. The file is damaged or "
-        "does what this runtime cannot; export or copy it again."
-    )
+    why = "is damaged or does what this runtime cannot; export or copy it again"
+    if timeout_sec is not None:
+        why = "is too large to run so often, or damaged: ask for fewer runs first"
+    return f"{path!r} cannot be run: the runtime {how}. The file {why}."
 
 
 # For short requests; what is measured has a process of its own.

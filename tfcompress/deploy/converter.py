@@ -10,6 +10,7 @@ Example:
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tfcompress.deploy.quiet import quiet
 from tfcompress.graph import flat_call, symbolic_inputs
 
 IO_TYPES = {"int8": tf.int8, "uint8": tf.uint8, "float32": tf.float32}
+_COLOURS = re.compile(r"\x1b\[\d+m")
 _LOOPS = ("While", "StatelessWhile")
 _ONE_SCALE_DENSE = "_experimental_disable_per_channel_quantization_for_dense_layers"
 
@@ -221,7 +223,9 @@ def _named_errors(model):
 
 
 def _reason(caught, err):
-    lines = [line.strip() for line in f"{caught}\n{err}".splitlines()]
+    # Keras adds what a layer was called with, and colours.
+    said = _COLOURS.sub("", str(err)).partition("Arguments received by")[0]
+    lines = [line.strip() for line in f"{caught}\n{said}".splitlines()]
     telling = [
         line for line in lines if "error:" in line.lower() and not line.endswith(":")
     ]

@@ -30,9 +30,11 @@ def written_atomically(path):
     path = pathlib.Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"Cannot write {os.fspath(path)!r}: it is a folder.")
+    # Through a link, as `open` would write.
+    path = pathlib.Path(os.path.realpath(path))
     try:
         handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+            dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part"
         )
     except OSError as err:
         raise type(err)(

@@ -78,7 +78,7 @@ def resolver_calls(file):
         ValueError: If TFLite Micro has no kernel for an operator.
     """
     calls, unknown = set(), set()
-    for op in file.operations:
+    for op in (op for graph in file.graphs for op in graph.operations):
         known = _CUSTOM if op.custom else _BY_OPERATOR
         name = op.operator if op.custom else op.operator.replace("_", "").lower()
         calls.add(known.get(name))

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.checks import check_model
+from tfcompress.checks import check_batch_size, check_model
 from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
 from tfcompress.deploy.integers import check_weights
 from tfcompress.deploy.onnx_graph import drop_absorbed_relus, store_integer_weights
@@ -145,11 +145,7 @@ def _check_arguments(opset, batch_size):
             "`opset` must be 13, the first with scales per channel, to 18, the last "
             f"that tf2onnx writes. Received: opset={opset}"
         )
-    if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
-        raise ValueError(
-            "`batch_size` must be a positive integer, or None to leave it open. "
-            f"Received: batch_size={batch_size!r}"
-        )
+    check_batch_size(batch_size)
 
 
 def _graph_and_weights(model):

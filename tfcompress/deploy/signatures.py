@@ -159,7 +159,9 @@ def in_order(details, tensors):
         List of pairs `(name, details)`.
     """
     if all(_NUMBERED.fullmatch(name) for name in details):
-        # As other converters write them: then the order of the file means nothing.
-        return sorted(details.items(), key=lambda item: _number(item[0]))
+        by_number = sorted(details.items(), key=lambda item: _number(item[0]))
+        if [_number(name) for name, _ in by_number] == list(range(len(details))):
+            # As other converters write them: the order of the file means nothing.
+            return by_number
     place = {d["index"]: number for number, d in enumerate(tensors)}
     return sorted(details.items(), key=lambda item: place.get(item[1]["index"], 0))

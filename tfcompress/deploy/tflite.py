@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import keras
 
-from tfcompress.checks import check_model
+from tfcompress.checks import check_batch_size, check_model
 from tfcompress.deploy import edgetpu_form
 from tfcompress.deploy.apart import FileCrashError, FileRunError, check_prepares
 from tfcompress.deploy.converter import calibrate_and_convert, convert, examples
@@ -176,6 +176,7 @@ def export_tflite(
     check_model(model)
     io = _checked_io(kind, io)
     _check_pack(pack)
+    check_batch_size(batch_size)
     edgetpu = _is_edgetpu(target)
     if edgetpu:
         edgetpu_form.check_settings(kind, io, batch_size)

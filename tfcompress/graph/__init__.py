@@ -17,6 +17,7 @@ from tfcompress.graph.taps import recorded as recorded
 from tfcompress.graph.view import Graph as Graph
 from tfcompress.graph.view import activation_name as activation_name
 from tfcompress.graph.view import calls_between as calls_between
+from tfcompress.graph.view import config_text as config_text
 from tfcompress.graph.view import flat_call as flat_call
 from tfcompress.graph.view import functional as functional
 from tfcompress.graph.view import has_mask as has_mask

@@ -8,6 +8,8 @@ Example:
     ```
 """
 
+import json
+
 import keras
 
 
@@ -134,6 +136,29 @@ def flat_call(model):
         return model(packed, training=False)
 
     return infer
+
+
+def config_text(layer):
+    """A layer's config as JSON without names, which Keras numbers through.
+
+    Empty where a layer has none; functions of a user's own count by their type.
+    """
+    try:
+        config = layer.get_config()
+    except NotImplementedError:
+        return ""
+    return json.dumps(
+        _without_names(config), sort_keys=True, default=lambda o: type(o).__name__
+    )
+
+
+def _without_names(config):
+    if isinstance(config, dict):
+        pairs = config.items()
+        return {str(k): _without_names(v) for k, v in pairs if k != "name"}
+    if isinstance(config, (list, tuple)):
+        return [_without_names(value) for value in config]
+    return config
 
 
 def activation_name(operation):

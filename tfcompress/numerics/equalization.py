@@ -9,6 +9,8 @@ Example:
 
 import numpy as np
 
+_GIVEN_UP = 1e-4
+
 
 def channel_factors(first, second):
     """What to divide the outputs of one kernel by, and multiply the next one's inputs.
@@ -24,13 +26,15 @@ def channel_factors(first, second):
 
     Returns:
         Float64 array `(channels,)`, positive. A channel that is zero on either side
-        keeps its weights: its factor is 1.
+        keeps its weights: its factor is 1. So does one whose first range is below a
+        ten-thousandth of the largest, as training leaves channels that it gave up:
+        their bias, which the factor divides too, would outgrow every activation.
 
     Reference:
         Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
         Correction", 2019, eq. 11. arXiv:1906.04721
     """
     first, second = (np.asarray(r, np.float64) for r in (first, second))
-    both = (first > 0) & (second > 0)
+    both = (first > _GIVEN_UP * first.max(initial=0)) & (second > 0)
     ratio = np.where(both, first, 1.0) / np.where(both, second, 1.0)
     return np.sqrt(ratio)

@@ -64,6 +64,10 @@ class Distiller(keras.Model):
     ):
         kwargs.setdefault("name", f"{student.name}_distilled")
         super().__init__(**kwargs)
+        # The student casts its inputs, or does not: a policy of half precision would
+        # round large ones, and ids, before.
+        self._convert_input_args = False
+        self._allow_non_tensor_positional_args = True
         self.student = student
         self.teachers = list(teachers)
         self.alpha = check_setting(alpha, "alpha", low=0, high=1)

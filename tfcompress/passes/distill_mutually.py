@@ -42,6 +42,9 @@ class MutualDistiller(keras.Model):
     def __init__(self, students, *, terms, alpha, student_outputs="auto", **kwargs):
         kwargs.setdefault("name", "mutual_distiller")
         super().__init__(**kwargs)
+        # As in `Distiller`: the students cast.
+        self._convert_input_args = False
+        self._allow_non_tensor_positional_args = True
         self.students = list(students)
         self.alpha = check_setting(alpha, "alpha", low=0, high=1)
         self.student_outputs = student_outputs

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 
 from tfcompress.deploy.files import save_keras, written_atomically
-from tfcompress.graph import find_layers
+from tfcompress.graph import config_text, find_layers
 
 
 class RunFolder:
@@ -117,23 +117,13 @@ def model_fingerprint(model):
     found = hashlib.sha256()
     for layer in find_layers(model, keras.layers.Layer):
         found.update(type(layer).__name__.encode())
-        if not getattr(layer, "_layers", None):
-            found.update(_config(layer).encode())
+        if not isinstance(layer, keras.Model):
+            found.update(config_text(layer).encode())
     for variable in model.weights:
         array = np.asarray(variable.numpy(), "float32")
         found.update(f"{variable.dtype}{array.shape}".encode())
         found.update(array.tobytes())
     return found.hexdigest()
-
-
-def _config(layer):
-    try:
-        config = layer.get_config()
-    except NotImplementedError:
-        return ""
-    # Keras numbers names through, and functions of a user's own have no text.
-    config = {key: value for key, value in config.items() if key != "name"}
-    return json.dumps(config, sort_keys=True, default=lambda o: type(o).__name__)
 
 
 def _first_difference(there, here):

@@ -160,8 +160,9 @@ def _with_layers(rows, file, model, inputs, kept):
         operation = file.operations[row.index]
         if len(operation.outputs) == 1:
             written = [example[row.index][0] for example in kept]
-            found = _real(np.concatenate(written), operation.outputs[0])
-            row = _matched(row, operation.outputs[0], found, names, values)
+            if written[0].ndim:
+                found = _real(np.concatenate(written), operation.outputs[0])
+                row = _matched(row, operation.outputs[0], found, names, values)
         yield row
 
 
@@ -185,7 +186,7 @@ def _matched(row, tensor, found, names, values):
     step = float(tensor.scale[0]) if tensor.scale is not None else math.nan
     best = None
     for name, value in zip(names, values, strict=True):
-        if found.size < value.size or _sizes(found) != _sizes(value):
+        if not value.ndim or found.size < value.size or _sizes(found) != _sizes(value):
             continue
         # The last batch of the file may be filled up.
         same = found.reshape(-1, *value.shape[1:])[: len(value)]

@@ -7,9 +7,10 @@ Example:
 """
 
 import hashlib
-import json
 
 import keras
+
+from tfcompress.graph import config_text
 
 
 def fingerprint(teachers):
@@ -20,16 +21,18 @@ def fingerprint(teachers):
             may have `fingerprint_content()`, bytes that are read for it.
 
     Returns:
-        Hexadecimal digits of a hash over kinds of layers and all weights.
+        Hexadecimal digits of a hash over layers, their settings and all weights.
     """
     state = hashlib.blake2b(digest_size=16)
     for teacher in teachers:
         if hasattr(teacher, "fingerprint_content"):
             state.update(teacher.fingerprint_content())
         elif isinstance(teacher, keras.Model):
-            # Names of layers count up within a process and say nothing.
-            kinds = [type(layer).__name__ for layer in teacher._flatten_layers()]
-            state.update(json.dumps(kinds).encode())
+            for layer in teacher._flatten_layers():
+                state.update(type(layer).__name__.encode())
+                # Of a model: its layers, and names that say nothing.
+                if not isinstance(layer, keras.Model):
+                    state.update(config_text(layer).encode())
         for variable in teacher.weights:
             state.update(f"{variable.dtype}{tuple(variable.shape)}".encode())
             state.update(variable.numpy().tobytes())

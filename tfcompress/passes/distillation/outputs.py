@@ -24,7 +24,19 @@ KINDS = (
     "values",
 )
 _BY_ACTIVATION = {"softmax": "probabilities", "sigmoid": "binary_probabilities"}
-_LOOKED_THROUGH = ("FakeQuant", "Reshape", "Identity", "Flatten")
+# Probabilities behind these are probabilities still, or their mean.
+_LOOKED_THROUGH = (
+    "FakeQuant",
+    "Reshape",
+    "Identity",
+    "Flatten",
+    "Dropout",
+    "GlobalAveragePooling1D",
+    "GlobalAveragePooling2D",
+    "GlobalAveragePooling3D",
+)
+# Layers without an activation of their own whose outputs are no probabilities.
+_LINEAR = ("BatchNormalization", "LayerNormalization", "RMSNormalization")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +49,14 @@ class Output:
         kind: One of `KINDS` but `"auto"`; `None` where it cannot be told.
         found: What was seen instead, for messages.
         shape: Tuple of ints and `None`; `None` where it is not known.
+        keyed: Whether the outputs are a dict, whose order is that of its keys.
     """
 
     name: str
     kind: str | None
     found: str
     shape: tuple | None
+    keyed: bool = False
 
 
 def describe_outputs(model, declared, argument):
@@ -92,7 +106,8 @@ def _of_model(model, declared):
         if activation == "linear" and tensor.shape[-1] != 1:
             kind = "logits"
         shown = "one linear value" if activation == "linear" else f"{activation!r}"
-        found.append(Output(name, kind, f"an output of {shown}", tuple(tensor.shape)))
+        shape, keyed = tuple(tensor.shape), isinstance(struct, dict)
+        found.append(Output(name, kind, f"an output of {shown}", shape, keyed))
     return found
 
 
@@ -108,7 +123,9 @@ def _activation_behind(graph, tensor):
         if type(operation).__name__ in ("Softmax", "Sigmoid"):
             return type(operation).__name__.lower()
         if type(operation).__name__ not in _LOOKED_THROUGH:
-            return activation_name(operation)
+            name = type(operation).__name__
+            told = hasattr(operation, "activation") or name in _LINEAR
+            return activation_name(operation) if told else name
         tensor = call.input_tensors[0]
     return "linear"
 

@@ -149,6 +149,12 @@ class Pairing:
                 f"Student and teacher must have equally many outputs, or outputs of "
                 f"the same names. Received: student {names}, teacher {sorted(known)}"
             )
+        if len(names) > 1 and self.student_outputs[0].keyed != outputs[0].keyed:
+            raise ValueError(
+                "Student and teacher have several outputs, one of them a dict and the "
+                "other a list, and no order says which belong together. Give them the "
+                f"same names. Received: student {names}, teacher {sorted(known)}"
+            )
         return [OfTeacher(i, output) for i, output in enumerate(outputs)]
 
     def _class_maps(self, class_map):
