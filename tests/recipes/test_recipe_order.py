@@ -150,7 +150,7 @@ def _accepted(orders):
             ["shrink", "factorize", "prune", "distill", "fold", "quantize"],
             ["cut", "prune", "cluster", "distill", "quantize"],
             ["cluster", "prune", "quantize", "distill"],
-            *_accepted(_orders(150, seed=1))[:25],
+            *_accepted(_orders(150, seed=1))[:8],
         ]
     ],
 )
