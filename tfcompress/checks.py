@@ -46,6 +46,14 @@ def check_model(model, *, argument="model"):
         )
 
 
+def check_count(name, value):
+    """Raises `ValueError` unless an argument is a whole number from 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"`{name}` must be a whole number from 1. Received: {name}={value!r}"
+        )
+
+
 def check_batch_size(batch_size):
     """Raises `ValueError` unless it is a positive integer, or `None`."""
     whole = isinstance(batch_size, numbers.Integral) and batch_size is not True
@@ -109,6 +117,26 @@ def batches(model, data, *, argument, batch_size=32):
         yield inputs, labels
     if not count:
         raise ValueError(f"`{argument}` is empty: it gave no batch. Received: {data!r}")
+
+
+def first_examples(checked, examples):
+    """The batches that hold the first examples, the last one cut.
+
+    Args:
+        checked: What `batches` gives.
+        examples: How many examples.
+
+    Returns:
+        List of lists of arrays, one for each input.
+    """
+    taken = []
+    for inputs, _ in checked:
+        inputs = [array[:examples] for array in inputs]
+        taken.append(inputs)
+        examples -= len(inputs[0])
+        if not examples:
+            break
+    return taken
 
 
 def _raw_batches(data, argument, batch_size):

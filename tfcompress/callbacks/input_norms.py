@@ -6,14 +6,12 @@ Example:
     ```
 """
 
-import contextlib
-
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfcompress.checks import batches
-from tfcompress.graph import find_layers, flat_call
+from tfcompress.graph import find_layers, flat_call, tapped
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (
@@ -96,34 +94,22 @@ class InputNorms:
 def _squares(infer, inputs, watched):
     """Sums of squares of what each layer was called on; empty for none."""
     seen = {id(layer): [] for layer in watched}
-    with contextlib.ExitStack() as stack:
-        for layer in {id(layer): layer for layer in watched}.values():
-            stack.enter_context(_watched(layer, seen[id(layer)]))
+
+    def noting(layer):
+        def note(inputs, outputs):
+            squares = tf.cast(inputs, tf.float32) ** 2
+            seen[id(layer)].append(_of_features(layer, squares))
+
+        return note
+
+    # A layer that is watched for two kernels is noted once.
+    layers = {id(layer): layer for layer in watched}.values()
+    with tapped([(layer, noting(layer)) for layer in layers]):
         infer(*inputs)
     return [
         tf.add_n(seen[id(layer)]) if seen[id(layer)] else tf.zeros([0])
         for layer in watched
     ]
-
-
-@contextlib.contextmanager
-def _watched(layer, seen):
-    """Notes the inputs of a layer, whatever model calls it, while the body runs."""
-    call = layer.call
-
-    def noting(inputs, *args, **kwargs):
-        seen.append(_of_features(layer, tf.cast(inputs, tf.float32) ** 2))
-        return call(inputs, *args, **kwargs)
-
-    # On the object: Keras looks `call` up there, and its class stays as it is.
-    own = vars(layer).get("call")
-    object.__setattr__(layer, "call", noting)
-    try:
-        yield
-    finally:
-        object.__delattr__(layer, "call")
-        if own is not None:
-            object.__setattr__(layer, "call", own)
 
 
 def _of_features(layer, squares):

@@ -9,7 +9,7 @@ Example:
 import os
 from dataclasses import dataclass, field
 
-from tfcompress.checks import batches, check_model
+from tfcompress.checks import batches, check_count, check_model, first_examples
 from tfcompress.debug.chart import bars
 from tfcompress.debug.differences import Difference as Difference
 from tfcompress.debug.differences import LayerError as LayerError
@@ -111,7 +111,8 @@ def debug_quantization(model, path=None, data=None, *, examples=64, plot=None):
     if plot is not None:
         check_writable(plot)
     recorder = None if path is None else Recorder(path, model)
-    inputs = _first(batches(model, data, argument="data", batch_size=_BATCH), examples)
+    found = batches(model, data, argument="data", batch_size=_BATCH)
+    inputs = first_examples(found, examples)
     probe = Probe(model)
     rows = probe.rows(inputs)
     if recorder is not None:
@@ -140,22 +141,7 @@ def _check(model, path, examples):
             "`path` must be the path of a .tflite file, or None. Received: an object "
             f"of type {type(path).__name__}. Data go into `data`."
         )
-    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
-        raise ValueError(
-            f"`examples` must be a whole number from 1. Received: examples={examples!r}"
-        )
-
-
-def _first(checked, examples):
-    """The batches that hold the first examples, the last one cut."""
-    taken = []
-    for inputs, _ in checked:
-        inputs = [array[:examples] for array in inputs]
-        taken.append(inputs)
-        examples -= len(inputs[0])
-        if not examples:
-            break
-    return taken
+    check_count("examples", examples)
 
 
 def _cells(layer):

@@ -99,10 +99,7 @@ class TFLiteRunner:
     def _run_all(self, inputs, real):
         """Runs as many examples at a time as the file takes; fills up the last."""
         count, size = len(inputs[0]), int(self.inputs[0]["shape"][0])
-        parts = []
-        for start in range(0, count, size):
-            rows = np.minimum(np.arange(start, start + size), count - 1)
-            parts.append(self._run([a[rows] for a in inputs], real))
+        parts = [self._run(batch, real) for batch in in_batches(inputs, size)]
         return [np.concatenate(c)[:count] for c in zip(*parts, strict=True)]
 
     def _run(self, example, real):
@@ -147,6 +144,14 @@ def latency_ms(path, *, repeats=100, seconds=1.0):
     except FileRunError as err:
         raise ValueError(f"LiteRT cannot run the file on the CPU: {err}") from err
     return 1000 * statistics.median(times)
+
+
+def in_batches(inputs, size):
+    """Examples in batches of `size`, the last filled up with its last example."""
+    count = len(inputs[0])
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        yield [array[rows] for array in inputs]
 
 
 def quantize(value, details):

@@ -14,6 +14,7 @@ from tfcompress.graph.substitution import substituted as substituted
 from tfcompress.graph.taps import layer_shapes as layer_shapes
 from tfcompress.graph.taps import one_tensor as one_tensor
 from tfcompress.graph.taps import recorded as recorded
+from tfcompress.graph.taps import tapped as tapped
 from tfcompress.graph.view import Graph as Graph
 from tfcompress.graph.view import activation_name as activation_name
 from tfcompress.graph.view import calls_between as calls_between

@@ -1,4 +1,4 @@
-"""What layers inside a model compute while it is called, whatever class it is of.
+"""What layers inside a model get and compute while it is called, whatever its class.
 
 Example:
     ```python
@@ -15,7 +15,7 @@ import threading
 import keras
 import tensorflow as tf
 
-from tfcompress.graph.view import inputs_struct
+from tfcompress.graph.view import flat_call
 
 _installed = {}
 _lock = threading.Lock()
@@ -34,24 +34,40 @@ def recorded(layers):
         Dict from the name to a list of what the layer returned, one entry a call.
     """
     seen = {name: [] for name in layers}
+
+    def noting(name):
+        return lambda inputs, outputs: seen[name].append(outputs)
+
+    with tapped([(layer, noting(name)) for name, layer in layers.items()]):
+        yield seen
+
+
+@contextlib.contextmanager
+def tapped(taps):
+    """Calls functions behind every call of layers, while the body calls a model.
+
+    Args:
+        taps: Pairs of a layer and a function of its `inputs`, the first argument, and
+            its `outputs`.
+    """
     wanted = {}
-    for name, layer in layers.items():
-        wanted.setdefault(id(layer), []).append(seen[name])
+    for layer, tap in taps:
+        wanted.setdefault(id(layer), []).append(tap)
     active = _of_thread.__dict__.setdefault("active", [])
-    for layer in layers.values():
+    for layer, _ in taps:
         _install(layer)
     active.append(wanted)
     try:
-        yield seen
+        yield
     finally:
         # Not the last one, if an outer body ended first.
         active[:] = [other for other in active if other is not wanted]
-        for layer in layers.values():
+        for layer, _ in taps:
             _remove(layer)
 
 
 def _install(layer):
-    """Puts a `call` on the object that notes; its class stays as it is."""
+    """Puts a `call` on the object that tells; its class stays as it is."""
     with _lock:
         count, own = _installed.get(id(layer), (0, vars(layer).get("call")))
         _installed[id(layer)] = (count + 1, own)
@@ -60,14 +76,15 @@ def _install(layer):
         call = layer.call
 
         @functools.wraps(call)
-        def noting(*args, **kwargs):
+        def telling(*args, **kwargs):
             outputs = call(*args, **kwargs)
+            inputs = args[0] if args else next(iter(kwargs.values()), None)
             for wanted in getattr(_of_thread, "active", ()):
-                for outputs_seen in wanted.get(id(layer), ()):
-                    outputs_seen.append(outputs)
+                for tap in wanted.get(id(layer), ()):
+                    tap(inputs, outputs)
             return outputs
 
-        object.__setattr__(layer, "call", noting)
+        object.__setattr__(layer, "call", telling)
 
 
 def _remove(layer):
@@ -128,13 +145,11 @@ def layer_shapes(model, layers):
     """
     found = {}
 
+    infer = flat_call(model)
+
     def run(*inputs):
-        struct = inputs_struct(model)
-        packed = inputs[0]
-        if struct is not None:
-            packed = keras.tree.pack_sequence_as(struct, list(inputs))
         with recorded(layers) as seen:
-            model(packed, training=False)
+            infer(*inputs)
         for path, outputs in seen.items():
             found[path] = tuple(one_tensor(outputs, path).shape)
 

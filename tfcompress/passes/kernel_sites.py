@@ -173,7 +173,8 @@ class Probe:
             found = keras.tree.flatten(part(inputs, training=False))
             return found if reduce is None else [reduce(tensor) for tensor in found]
 
-        self._run = run
+        # TensorFlow warns of functions that are made in a loop, one for each layer.
+        self._run = run.get_concrete_function()
 
     def __call__(self, inputs):
         """The tensors as numpy arrays, for a batch given as a list of arrays."""

@@ -9,7 +9,7 @@ Example:
 
 from absl import logging
 
-from tfcompress.checks import batches, check_model
+from tfcompress.checks import batches, check_count, check_model
 from tfcompress.graph import find_layers
 from tfcompress.layers import LearnedStep, TransformWeights, find_weight
 from tfcompress.numerics.learned_step import least_error_step
@@ -106,10 +106,7 @@ def _check(rounding, steps, config):
         raise ValueError(
             f"`rounding` must be one of {ROUNDINGS}. Received: rounding={rounding!r}"
         )
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(
-            f"`steps` must be a whole number from 1. Received: steps={steps!r}"
-        )
+    check_count("steps", steps)
     few = config.weights in ("ternary", "binary")
     if rounding == "adaround" and (few or not config.symmetric_weights):
         raise ValueError(

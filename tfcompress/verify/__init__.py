@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tfcompress.checks import batches, check_model
+from tfcompress.checks import batches, check_count, check_model, first_examples
 from tfcompress.debug.differences import decibels
 from tfcompress.deploy.runtime import TFLiteRunner, check_belongs
 from tfcompress.deploy.tflite_file import read_tflite
@@ -137,10 +137,11 @@ def verify(
     check_model(model)
     symbolic_inputs(model)
     names = _checked_runtimes(runtimes)
-    _check_examples(examples)
+    check_count("examples", examples)
     file = read_tflite(path)
     check_belongs(model, TFLiteRunner(path), path)
-    inputs = _first(model, data, examples)
+    taken = first_examples(batches(model, data, argument="data"), examples)
+    inputs = [np.concatenate(column) for column in zip(*taken, strict=True)]
     if min_sqnr_db is None:
         min_sqnr_db = least_db(file)
     expected = keras_runner(model)(inputs)
@@ -185,24 +186,6 @@ def _checked_runtimes(runtimes):
             f"`runtimes` must be a list of {tuple(RUNTIMES)}. Received: {runtimes!r}"
         )
     return names
-
-
-def _check_examples(examples):
-    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
-        raise ValueError(
-            f"`examples` must be a whole number from 1. Received: examples={examples!r}"
-        )
-
-
-def _first(model, data, examples):
-    """The first examples, one array for each input."""
-    taken, left = [], examples
-    for inputs, _ in batches(model, data, argument="data"):
-        taken.append([array[:left] for array in inputs])
-        left -= len(taken[-1][0])
-        if not left:
-            break
-    return [np.concatenate(column) for column in zip(*taken, strict=True)]
 
 
 def _operation_cells(operation):

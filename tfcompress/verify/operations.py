@@ -18,12 +18,11 @@ from tfcompress.debug import debug_quantization
 from tfcompress.debug.differences import Difference, add, difference, sums
 from tfcompress.deploy.apart import FileCrashError, FileRunError, Process
 from tfcompress.deploy.one_operation import alone, computed_inputs
-from tfcompress.deploy.runtime import TFLiteRunner, quantize
+from tfcompress.deploy.runtime import TFLiteRunner, in_batches, quantize
 from tfcompress.deploy.tflite_file import damage_named, parsed, read_tflite
 from tfcompress.graph import Graph, flatten, functional
 from tfcompress.passes.export_graph import is_quantization_aware
 from tfcompress.passes.strip import strip
-from tfcompress.verify.runtimes import in_batches
 
 _TIMEOUT_SEC = 600
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.deploy.micro import run_micro
-from tfcompress.deploy.runtime import TFLiteRunner, dequantize, quantize
+from tfcompress.deploy.runtime import TFLiteRunner, dequantize, in_batches, quantize
 from tfcompress.deploy.tflite_file import read_tflite
 
 MICRO = "TFLite Micro"
@@ -103,11 +103,3 @@ def _places(tensors, details):
     """Where in the file each tensor of the runner is."""
     indices = [t.index for t in tensors]
     return [indices.index(d["index"]) for d in details]
-
-
-def in_batches(inputs, size):
-    """Examples in batches of `size`, the last filled up with its last example."""
-    count = len(inputs[0])
-    for start in range(0, count, size):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        yield [array[rows] for array in inputs]

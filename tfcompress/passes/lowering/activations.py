@@ -176,14 +176,6 @@ def masked(scores, mask):
     return ops.where(mask, relative, _MASKED)
 
 
-def softmax_operation(operation):
-    """Form of the operation `ops.softmax`."""
-    axis = operation.axis
-    if axis in (-1, None) or isinstance(axis, (list, tuple)):
-        return None
-    return lambda x: softmax_over(x, axis) if axis != len(x.shape) - 1 else None
-
-
 LAYERS = {
     layers.Activation: activation_layer,
     layers.ELU: elu_layer,
