@@ -179,6 +179,19 @@ FEW_TAKE = {
         "mixed_bfloat16",
     )
 }
+# Those with state of their own that several devices could make differ.
+FEW_TAKE["two devices"] = (
+    "pruning, global by gradients",
+    "channel pruning",
+    "pruning by movement",
+    "pruning and regrowth",
+    "quantization with a schedule",
+    "quantization, learned step",
+    "clustering",
+    "clustering with a schedule",
+    "distillation, many terms",
+    "all",
+)
 FEW_TAKE["jit"] = (
     *FEW_TAKE["mixed_float16"],
     "channel pruning",

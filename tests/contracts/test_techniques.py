@@ -154,7 +154,7 @@ def test_a_killed_run_resumes(technique, tmp_path):
 
 
 _ON_TWO_DEVICES = {
-    quick: [t for t in TECHNIQUES if is_quick(t, "two devices") == quick]
+    quick: [t for t in FEW_TAKE["two devices"] if is_quick(t, "two devices") == quick]
     for quick in (True, False)
 }
 

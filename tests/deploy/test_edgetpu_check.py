@@ -87,7 +87,7 @@ def _file_of(truth):
                 custom,
             )
         )
-    return TFLiteFile("", 0, tuple(operations), tuple(tensors), tuple(inputs), (), 1)
+    return TFLiteFile("", 0, tuple(operations), tuple(tensors), tuple(inputs), ())
 
 
 class Graph:
@@ -137,7 +137,6 @@ class Graph:
                 tuple(self.tensors),
                 tuple(self.inputs),
                 (),
-                1,
             )
         )
 

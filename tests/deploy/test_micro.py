@@ -23,7 +23,7 @@ def file_of(*operators, custom=False):
     operations = tuple(
         Operation(i, name, 1, (), (), {}, custom) for i, name in enumerate(operators)
     )
-    return TFLiteFile("m.tflite", 0, operations, (), (), (), 1)
+    return TFLiteFile("m.tflite", 0, operations, (), (), ())
 
 
 def test_the_calls_are_named_as_in_the_resolver():

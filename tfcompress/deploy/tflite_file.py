@@ -152,7 +152,6 @@ class TFLiteFile:
     tensors: tuple
     inputs: tuple
     outputs: tuple
-    subgraph_count: int
     bodies: tuple = field(default=(), repr=False)
 
     @property
@@ -365,7 +364,6 @@ def _graph(model, graph, formats, buffers, path, size):
         tensors=tensors,
         inputs=tuple(tensors[i] for i in _ints(graph.inputs)),
         outputs=tuple(tensors[i] for i in _ints(graph.outputs)),
-        subgraph_count=len(model.subgraphs),
     )
 
 

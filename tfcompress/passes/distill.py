@@ -10,19 +10,17 @@ Example:
 """
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from tfcompress.graph import layer_shapes, one_tensor, recorded
 from tfcompress.passes.distillation.fingerprint import fingerprint
 from tfcompress.passes.distillation.pairing import Pairing
 from tfcompress.passes.distillation.scheduled import (
-    check_setting,
     config_of,
     from_config,
     is_always,
-    value_at,
 )
+from tfcompress.passes.distillation.taught import Taught
 from tfcompress.passes.distillation.term import Signals, copies
 
 # Under which a dataset of `cache_teacher` carries what a teacher said of its inputs.
@@ -30,7 +28,7 @@ CACHED_KEYS = {"inputs", "teacher_outputs"}
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class Distiller(keras.Model):
+class Distiller(Taught):
     """A student with its teachers, trained by `fit`. Made by `distill`.
 
     Args:
@@ -63,14 +61,9 @@ class Distiller(keras.Model):
         **kwargs,
     ):
         kwargs.setdefault("name", f"{student.name}_distilled")
-        super().__init__(**kwargs)
-        # The student casts its inputs, or does not: a policy of half precision would
-        # round large ones, and ids, before.
-        self._convert_input_args = False
-        self._allow_non_tensor_positional_args = True
+        super().__init__(alpha=alpha, **kwargs)
         self.student = student
         self.teachers = list(teachers)
-        self.alpha = check_setting(alpha, "alpha", low=0, high=1)
         self._settings = {
             "student_outputs": student_outputs,
             "teacher_outputs": teacher_outputs,
@@ -183,15 +176,15 @@ class Distiller(keras.Model):
             self._check_compiled()
         soft = self._taught(x, y, flat, seen or {}, sample_weight, training)
         if is_always(self.alpha, 0) and training:
-            return soft + self._regularizers()  # Needs neither labels nor a loss.
+            return soft + self.regularizers()  # Needs neither labels nor a loss.
         if not training:
             if self.loss is None or (y is None and is_always(self.alpha, 0)):
                 return soft
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         # With the regularizers, which alpha shall not weigh.
         hard = super().compute_loss(x, y, y_pred, sample_weight, training)
-        alpha = value_at(self.alpha, self._step())
-        return alpha * hard + (1 - alpha) * (soft + self._regularizers())
+        alpha = self.alpha_now()
+        return alpha * hard + (1 - alpha) * (soft + self.regularizers())
 
     def _taught(self, x, y, outputs, seen, sample_weight, training):
         """The weighted sum of the terms, which the logs see too."""
@@ -207,7 +200,7 @@ class Distiller(keras.Model):
             teacher_features=their_features,
             labels=y,
             sample_weight=sample_weight,
-            step=self._step(),
+            step=self.step(),
             training=training,
         )
         losses = [term.loss(signals) for term in self.terms]
@@ -215,12 +208,9 @@ class Distiller(keras.Model):
             term.at("weight", signals) * loss
             for term, loss in zip(self.terms, losses, strict=True)
         )
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        # Weighted by examples, as Keras' own: the last batch may be smaller.
-        examples = ops.shape(outputs[0])[0]
-        self.distillation_loss.update_state(total * replicas, sample_weight=examples)
-        for metric, loss in zip(self.term_losses, losses, strict=False):
-            metric.update_state(loss * replicas, sample_weight=examples)
+        self.log([self.distillation_loss], [total], outputs)
+        if self.term_losses:
+            self.log(self.term_losses, losses, outputs)
         return total
 
     def _ask_teachers(self, inputs, cached):
@@ -244,14 +234,6 @@ class Distiller(keras.Model):
                 "for example loss='sparse_categorical_crossentropy'. Without labels "
                 "pass alpha=0 to `distill`."
             )
-
-    def _regularizers(self):
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return sum(ops.sum(loss) for loss in self.losses) / replicas
-
-    def _step(self):
-        optimizer = getattr(self, "optimizer", None)
-        return 0 if optimizer is None else optimizer.iterations
 
     def get_config(self):
         return {

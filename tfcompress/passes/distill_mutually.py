@@ -10,22 +10,16 @@ Example:
 """
 
 import keras
-import tensorflow as tf
-from keras import ops
 
 from tfcompress.passes.distillation.output_terms import OutputTerm
 from tfcompress.passes.distillation.pairing import Pairing
-from tfcompress.passes.distillation.scheduled import (
-    check_setting,
-    config_of,
-    from_config,
-    value_at,
-)
+from tfcompress.passes.distillation.scheduled import config_of, from_config
+from tfcompress.passes.distillation.taught import Taught
 from tfcompress.passes.distillation.term import Signals, copies
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class MutualDistiller(keras.Model):
+class MutualDistiller(Taught):
     """Students that are trained together. Made by `distill_mutually`.
 
     Args:
@@ -41,12 +35,8 @@ class MutualDistiller(keras.Model):
 
     def __init__(self, students, *, terms, alpha, student_outputs="auto", **kwargs):
         kwargs.setdefault("name", "mutual_distiller")
-        super().__init__(**kwargs)
-        # As in `Distiller`: the students cast.
-        self._convert_input_args = False
-        self._allow_non_tensor_positional_args = True
+        super().__init__(alpha=alpha, **kwargs)
         self.students = list(students)
-        self.alpha = check_setting(alpha, "alpha", low=0, high=1)
         self.student_outputs = student_outputs
         self._terms = copies(terms)
         for term in self._terms:
@@ -90,23 +80,19 @@ class MutualDistiller(keras.Model):
     ):
         labels = self._label_losses(x, y, y_pred, sample_weight, training)
         taught = self._taught(y, y_pred, sample_weight, training)
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        examples = ops.shape(keras.tree.flatten(y_pred)[0])[0]
-        for metric, loss in zip(
+        self.log(
             [*self.label_losses, self.distillation_loss],
             [*labels, sum(taught) / len(taught)],
-            strict=True,
-        ):
-            metric.update_state(loss * replicas, sample_weight=examples)
+            y_pred,
+        )
         if not training:
             return sum(labels) / len(labels)
-        regularizers = sum(ops.sum(loss) for loss in self.losses) / replicas
-        alpha = value_at(self.alpha, self._step())
+        alpha = self.alpha_now()
         # Each of `labels` holds the regularizers of all, which count once.
         return (
             alpha * sum(labels)
             + (1 - alpha) * sum(taught)
-            + (1 - alpha * len(labels)) * regularizers
+            + (1 - alpha * len(labels)) * self.regularizers()
         )
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -135,17 +121,13 @@ class MutualDistiller(keras.Model):
                 teacher_features=[],
                 labels=y,
                 sample_weight=sample_weight,
-                step=self._step(),
+                step=self.step(),
                 training=training,
             )
             losses.append(
                 sum(term.at("weight", signals) * term.loss(signals) for term in terms)
             )
         return losses
-
-    def _step(self):
-        optimizer = getattr(self, "optimizer", None)
-        return 0 if optimizer is None else optimizer.iterations
 
     def get_config(self):
         return {
