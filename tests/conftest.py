@@ -1,11 +1,22 @@
 """Fixtures for all tests."""
 
+import importlib.metadata
 import os
 import pathlib
 
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def pytest_configure(config):
+    """Lets a warning pass that Keras before 3.13 gives of every loaded model."""
+    version = importlib.metadata.version("keras").split(".")
+    if [int(part) for part in version[:2]] < [3, 13]:
+        config.addinivalue_line(
+            "filterwarnings",
+            "ignore:The structure of .inputs. doesn't match:UserWarning",
+        )
 
 
 @pytest.fixture(scope="session")

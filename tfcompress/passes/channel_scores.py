@@ -219,7 +219,7 @@ def _rank(scored):
     model = keras.Model(graph.inputs, maps) if maps else None
     seen = 0
     for inputs, _ in batches(graph.model, data, argument="data") if maps else ():
-        outputs = model(inputs[0] if len(inputs) == 1 else inputs, training=False)
+        outputs = model(list(inputs), training=False)
         for producer, values in zip(images, keras.tree.flatten(outputs), strict=True):
             groups = channels.groups(producer.ids)
             values = np.asarray(values, "float32")
