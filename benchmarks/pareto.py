@@ -1,6 +1,6 @@
 """Prints accuracy against size and time of recipes, with TFMOT beside them.
 
-Four tasks (see `pareto_tasks.py`). For each seed one float model is trained; from its
+Four tasks (see `_pareto_tasks.py`). For each seed one float model is trained; from its
 weights every row is made, ours by a `tfc.Recipe`, TFMOT's by its own pipeline on
 tf_keras in a process of its own, with the same data, augmentation, optimizer and number
 of epochs in all. What is measured is the `.tflite` file: accuracy on the test data,
@@ -26,7 +26,7 @@ import sys
 import time
 
 import numpy as np
-from pareto_tasks import TASKS, batches, named_weights
+from _pareto_tasks import TASKS, batches, named_weights
 
 FLOAT = "float32"
 # TFMOT's names, without importing it.
@@ -114,7 +114,7 @@ def main():
                 run.compute()
             if run.rows:
                 results.setdefault(task, []).append(run.rows)
-    from pareto_tables import print_tables
+    from _pareto_tables import print_tables
 
     print_tables(results, folder)
 
@@ -214,7 +214,7 @@ class _Run:
         np.savez(weights, **named_weights(self.model))
         command = [
             sys.executable,
-            str(pathlib.Path(__file__).with_name("pareto_tfmot.py")),
+            str(pathlib.Path(__file__).with_name("_pareto_tfmot.py")),
             f"--task={self.name}",
             f"--row={row}",
             f"--seed={self.seed}",

@@ -132,6 +132,33 @@ def test_a_file_teaches_what_its_model_would(kind, tmp_path):
         loaded.fit(x, y, verbose=0)
 
 
+def test_a_file_stands_beside_a_teacher_whose_layers_are_read(tmp_path):
+    path = tmp_path / "other.tflite"
+    tfc.export_tflite(conv_net(), path, kind="float32")
+    student, teacher = conv_net(), conv_net()
+
+    def pupil(layers_of_teachers):
+        return tfc.distill(
+            student,
+            [teacher, path],
+            teacher_outputs=["auto", "probabilities"],
+            terms=[tfc.distillation.Hint("hidden", layers_of_teachers, weight=0.5)],
+        )
+
+    alone = tfc.distill(
+        student, teacher, terms=[tfc.distillation.Hint("hidden", "add", weight=0.5)]
+    )
+    x, y = image_data(24)
+    keras.utils.set_random_seed(0)
+    expected = soft_loss(alone, x, y)
+    keras.utils.set_random_seed(0)
+    assert soft_loss(pupil(["add", None]), x, y) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="matches nothing"):
+        pupil("add")
+    with pytest.raises(ValueError, match="one teacher at least"):
+        pupil([None, None])
+
+
 @pytest.mark.slow
 def test_an_int8_file_with_two_inputs_is_read_in_order(tmp_path):
     inputs = [keras.Input((4,), name=n) for n in ("z", "a")]

@@ -407,7 +407,7 @@ def _demo(args):
     """Prune, distill, quantize, export, check and measure a speech model.
 
     Trains a keyword-spotting network on spoken digits that ship with the package, with
-    two of six speakers held out for the test. Takes about three minutes on two cores.
+    two of six speakers held out for the test. Takes about four minutes on two cores.
     """
     settings = demo.Settings(seed=args.seed)
     if args.quick:
@@ -545,7 +545,7 @@ def _from_tfmot(args):
 
 def _with_labels(model, path):
     """Metadata of a model with one output, whose labels are the lines of a file."""
-    labels = pathlib.Path(path).read_text().splitlines()
+    labels = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
     return Metadata(name=model.name, outputs=[TensorMetadata(labels=labels)])
 
 

@@ -120,6 +120,11 @@ CASES = {
         FoldedFakeQuantizeWeight(epsilon=0.0),
         np.array([[254.0, 1.5], [-6.0, -2.0]], "float32"),
     ),
+    # 254 of the first channel is 127 in the product, of which the scale is 1.
+    "folded, power of two per channel": Case(
+        FoldedFakeQuantizeWeight(epsilon=0.0, axes=(-1,), power_of_two=True),
+        np.array([[254.0, 1.5], [-6.0, -2.0]], "float32"),
+    ),
     "learned step": Case(
         LearnedStep(), _STEPS[1:], {"step": 1 / 64}, clips_beyond=127 / 64
     ),

@@ -91,8 +91,9 @@ def test_the_file_holds_the_weights_the_model_computes_with(name, data, tmp_path
             real(tensor), expected.reshape(tensor.shape), rtol=2e-5, atol=1e-7
         )
     found = differences(qat, result.path, data)
-    # Three roundings in a row.
-    assert np.mean(found == 0) > 0.9 and found.max() <= 1
+    # Three roundings in a row; shifts meet halves, which LiteRT rounds away from zero.
+    same = 0.85 if GRIDS[name].power_of_two else 0.9
+    assert np.mean(found == 0) > same and found.max() <= 1
     assert result.weights.tensors == {weights[0].bits: 3}
 
 
@@ -110,8 +111,7 @@ def test_powers_of_two_are_powers_of_two_in_the_file(data, tmp_path):
     qat = quantized(config(power_of_two=True, weight_bits=4), data)
     for pack in (True, False):
         result = tfc.export_tflite(qat, tmp_path / "m", kind="int8", pack=pack)
-        # The convolution's are multiplied by its normalization.
-        for tensor in kernels(result.path)[1:]:
+        for tensor in kernels(result.path):
             assert (np.frexp(tensor.scale)[0] == 0.5).all()
 
 
@@ -119,8 +119,8 @@ def test_powers_of_two_are_powers_of_two_in_the_file(data, tmp_path):
 def test_one_scale_a_weight(kind, data, tmp_path):
     settings = config(per_channel=False)
     if kind == "int16x8":
-        settings = settings.replaced(
-            {"activation_bits": 16, "symmetric_activations": True}
+        settings = config(
+            per_channel=False, activation_bits=16, symmetric_activations=True
         )
     qat = quantized(settings, data)
     result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind=kind)

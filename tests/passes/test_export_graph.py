@@ -75,7 +75,13 @@ def test_one_scale_is_one_step_with_normalization_folded_in():
 
 def test_steps_that_are_powers_of_two_stay_so():
     _, weights = export_graph_and_weights(quantized(config(power_of_two=True)))
-    for weight in weights[2:]:
+    assert [w.per_channel for w in weights] == [True] * 4
+    for weight in weights:
+        assert (np.frexp(weight.step)[0] == 0.5).all()
+    one_scale = config(power_of_two=True, per_channel=False)
+    _, weights = export_graph_and_weights(quantized(one_scale))
+    assert [np.size(w.step) for w in weights] == [1] * 4
+    for weight in weights:
         assert (np.frexp(weight.step)[0] == 0.5).all()
 
 

@@ -336,12 +336,19 @@ def test_rules_choose_bits_and_what_stays_float():
         (tfc.Rule("nowhere", weight_bits=4), "matches nothing"),
         (tfc.Rule("hidden", weight_bits=9), "`weight_bits` must be one of"),
         (tfc.Rule("hidden", colour="red"), "A rule cannot set"),
-        (tfc.Rule("hidden", activation_bits=16), "activations of one width"),
+        (tfc.Rule("hidden", activation_bits=16), "what activations have in common"),
+        (tfc.Rule("hidden", ranges="kl"), "what activations have in common"),
     ],
 )
 def test_rules_out_of_place(rule, text):
     with pytest.raises(ValueError, match=text):
         tfc.quantize_aware(conv_net(), rules=[rule])
+
+
+@pytest.mark.parametrize("weights", ["learned_step", "ternary", "binary"])
+def test_scales_that_are_trained_are_no_powers_of_two(weights):
+    with pytest.raises(ValueError, match="take weights='max'"):
+        tfc.QuantizationConfig(weights=weights, power_of_two=True)
 
 
 @pytest.mark.parametrize("ranges", ["moving_average", "percentile", "kl"])

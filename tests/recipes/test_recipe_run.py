@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +11,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
 from networks import compiled, conv_net, image_data
 from recipes.kept import check_kept
 
 import tfcompress as tfc
+from tfcompress.deploy.tflite_file import read_tflite
 from tfcompress.recipes.data import RunData
 from tfcompress.recipes.training import objective_of
 
@@ -155,6 +158,28 @@ def test_files_are_checked_and_compared_with_the_original(finished):
     text = (folder / "report.html").read_text()
     assert "&lt;try&gt;" in text and "<h2>Stages</h2>" in text and "4 fit" in text
     assert "int8" in str(result) and "8 check_edgetpu" in str(result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tfc.Recipe.presets())
+def test_a_preset_runs_to_an_integer_file(name, tmp_path):
+    text = re.sub(r"epochs: \d+", "epochs: 1", tfc.Recipe.preset_text(name))
+    inputs = x = keras.Input((8, 8, 3))
+    for _ in range(2):
+        x = layers.Conv2D(32, 3, use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+    outputs = layers.Dense(3, "softmax")(layers.Flatten()(x))
+    recipe = tfc.Recipe.from_yaml(text)
+    result = recipe.run(
+        compiled(keras.Model(inputs, outputs)), image_data(64), tmp_path / "out"
+    )
+    (file,) = (read_tflite(path) for path in result.files)
+    assert not file.float_operations() or name == "edge-int8"
+    before, after = result.measurements
+    assert after.gzip_bytes < before.gzip_bytes / 4 and after.macs < 0.8 * before.macs
+    if name == "edgetpu":
+        check = _report(tmp_path / "out", f"{len(recipe.stages):02}_check_edgetpu")
+        assert check["mapped"] == check["operations"]
 
 
 def test_a_run_that_is_over_is_only_reported_again(finished, model):

@@ -288,7 +288,7 @@ def _publish(outputs, log, out_dir, job):
     written = [pathlib.Path(output.file.path) for output in outputs]
     for path in written:
         if not path.with_suffix(".log").exists():
-            path.with_suffix(".log").write_text(log.text)
+            path.with_suffix(".log").write_text(log.text, encoding="utf-8")
     sources = places(written[0].parent, [path.name for path in written])
     targets = places(out_dir, [path.name for path in written])
     replace_together(list(zip(sources, targets, strict=True)))

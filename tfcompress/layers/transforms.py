@@ -125,7 +125,8 @@ class FoldedFakeQuantizeWeight(QuantizeWeight):
     """Rounds so that the weight lies on the grid once normalization is folded into it.
 
     For a layer that holds a kernel and the batch normalization behind it, and a target
-    with one scale for the whole kernel (`numerics.affine.fake_quantize_folded_weight`).
+    with one scale for the whole kernel, or with scales that are powers of two
+    (`numerics.affine.fake_quantize_folded_weight`).
     The factor of a channel is `gamma / sqrt(variance + epsilon)`, of the moving
     variance, which the file is folded with; no gradient passes through it.
 
@@ -137,6 +138,7 @@ class FoldedFakeQuantizeWeight(QuantizeWeight):
         epsilon: That of the normalization.
         gamma: Name of the layer's weight that scales channels; `None` without one.
         variance: Name of the layer's weight that is the moving variance.
+        power_of_two: Whether scales are rounded up to powers of two.
 
     Raises:
         ValueError: If `bits` is out of range.
@@ -153,6 +155,7 @@ class FoldedFakeQuantizeWeight(QuantizeWeight):
         epsilon=1e-3,
         gamma="gamma",
         variance="moving_variance",
+        power_of_two=False,
     ):
         self.bits = _checked_bits(bits)
         self.axes = tuple(axes)
@@ -160,6 +163,7 @@ class FoldedFakeQuantizeWeight(QuantizeWeight):
         self.epsilon = epsilon
         self.gamma = gamma
         self.variance = variance
+        self.power_of_two = power_of_two
 
     @property
     def reads(self):
@@ -177,6 +181,7 @@ class FoldedFakeQuantizeWeight(QuantizeWeight):
             bits=state["bits"],
             axes=self.axes,
             channel_axes=self.channel_axes,
+            power_of_two=self.power_of_two,
         )
 
 

@@ -109,12 +109,15 @@ def fake_quantize_weight(
     return straight_through(weight, rounded, bits=bits)
 
 
-def fake_quantize_folded_weight(weight, factor, *, bits=8, axes=(), channel_axes=(-1,)):
+def fake_quantize_folded_weight(
+    weight, factor, *, bits=8, axes=(), channel_axes=(-1,), power_of_two=False
+):
     """Rounds a weight so that `weight * factor` lies on a symmetric integer grid.
 
     For a kernel with the batch normalization behind it, `factor` is
     `gamma / sqrt(moving_variance + epsilon)`: the file holds the product, and one scale
-    for all channels must fit the product, not the kernel.
+    for all channels, or one that is a power of two, must fit the product, not the
+    kernel.
 
     Args:
         weight: Float tensor, any shape.
@@ -125,6 +128,7 @@ def fake_quantize_folded_weight(weight, factor, *, bits=8, axes=(), channel_axes
         axes: Axes of the product that have scales of their own; `()` for one scale.
         channel_axes: Axes of `weight` that are the output channels: `(-1,)` for Dense
             and Conv2D, `(-2, -1)` for DepthwiseConv2D.
+        power_of_two: As for `fake_quantize_weight`.
 
     Returns:
         Tensor of `weight`'s shape and dtype; zeros stay zeros. The gradient reaches
@@ -139,7 +143,7 @@ def fake_quantize_folded_weight(weight, factor, *, bits=8, axes=(), channel_axes
     w, factor = (tf.cast(tf.stop_gradient(x), tf.float32) for x in (weight, factor))
     factor = along_axes(factor, weight, channel_axes)
     limit = _largest_size(w * factor, reduced_axes(weight, axes))
-    scale = _scale(limit, highest_integer(bits))
+    scale = _scale(limit, highest_integer(bits), power_of_two)
     # Below this float32 would divide by a number that XLA takes for zero.
     divisor = tf.where(tf.abs(factor) < _SMALLEST_FACTOR, 1.0, factor)
     rounded = _nearest(w * divisor / scale) * scale / divisor

@@ -83,7 +83,7 @@ def equalize(model, *, include=None, exclude=None, return_report=False):
     says so; `tfc.replace_activations(model, {"relu6": "relu"})` makes way.
 
     Args:
-        model: Built functional or Sequential `keras.Model`. It is not changed; nested
+        model: Built `keras.Model`. It is not changed; nested
             models are inlined.
         include: Pattern or patterns of names of layers (after folding); only pairs of
             which both match are equalized. `None` is all.
@@ -95,8 +95,8 @@ def equalize(model, *, include=None, exclude=None, return_report=False):
 
     Raises:
         TypeError: If `model` is no Keras 3 model.
-        ValueError: If it is not built, is subclassed or wrapped, or a pattern matches
-            nothing.
+        ValueError: If it is not built or is wrapped, the `call` of a subclassed one
+            cannot be recorded, or a pattern matches nothing.
 
     Reference:
         Nagel et al., 2019, section 4.1, eqs. 7 to 11. arXiv:1906.04721

@@ -51,7 +51,7 @@ def factorize(
     alone; the report says which.
 
     Args:
-        model: Built functional or Sequential `keras.Model`. It is not changed; nested
+        model: Built `keras.Model`. It is not changed; nested
             models are inlined.
         energy: Fraction of each kernel's sum of squares to keep, in (0, 1]. The
             relative error is at most the root of what is missing. 0.95 if neither this

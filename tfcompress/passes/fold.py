@@ -53,7 +53,7 @@ def fold(model, *, include=None, exclude=None, return_report=False):
     trains on misses what regularized it.
 
     Args:
-        model: Built functional or Sequential `keras.Model`. It is not changed; nested
+        model: Built `keras.Model`. It is not changed; nested
             models are inlined.
         include: Pattern or patterns of layer names; only changes among layers that
             match are made. `None` is all.
@@ -65,8 +65,8 @@ def fold(model, *, include=None, exclude=None, return_report=False):
 
     Raises:
         TypeError: If `model` is no Keras 3 model.
-        ValueError: If it is not built, is subclassed or wrapped, or a pattern matches
-            nothing.
+        ValueError: If it is not built or is wrapped, the `call` of a subclassed one
+            cannot be recorded, or a pattern matches nothing.
 
     Reference:
         Jacob et al., 2017, section 3.2, eq. 14. arXiv:1712.05877

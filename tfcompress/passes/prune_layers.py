@@ -38,7 +38,7 @@ def prune_layers(
     stay. Blocks go one by one; after each the scores of the rest are computed again.
 
     Args:
-        model: Built functional or Sequential `keras.Model`. It is not changed; nested
+        model: Built `keras.Model`. It is not changed; nested
             models are inlined.
         amount: How many blocks go: a whole number from 1, or a share of the blocks
             there are, in (0, 1), rounded.

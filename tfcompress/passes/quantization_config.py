@@ -13,6 +13,15 @@ from tfcompress.numerics.range_estimation import METHODS as HISTOGRAM_METHODS
 
 RANGES = ("minmax", "moving_average", *HISTOGRAM_METHODS)
 WEIGHTS = ("max", "learned_step", "ternary", "binary")
+# What may differ from layer to layer. Activations may not: layers share their scales,
+# and a TFLite file has activations of one width.
+OF_WEIGHTS = (
+    "weight_bits",
+    "per_channel",
+    "weights",
+    "symmetric_weights",
+    "power_of_two",
+)
 
 
 def _check_one_of(name, value, allowed):
@@ -31,6 +40,9 @@ class QuantizationConfig:
         weight_bits: Width of weights, 2 to 8.
         activation_bits: Width of activations: 8, or 16 for `"int16x8"` files.
         per_channel: Whether each output channel of a kernel has a scale of its own.
+            One scale of any `weights` but `"max"` becomes one a channel in the file
+            where batch normalization is folded into the kernel; `tfc.fold` the model
+            before to have one there too.
         weights: How the grid of a weight is found: `"max"` (its largest value),
             `"learned_step"` (LSQ, arXiv:1902.08153), `"ternary"` (TWN,
             arXiv:1605.04711) or `"binary"` (BinaryConnect, arXiv:1511.00363).
@@ -38,7 +50,8 @@ class QuantizationConfig:
             symmetric weights only.
         symmetric_activations: Whether 0 is the middle of an activation's grid; 16 bits
             are always so.
-        power_of_two: Whether scales are powers of two (weights and activations).
+        power_of_two: Whether scales are powers of two (weights and activations; of
+            weights those that batch normalization is folded into). With `"max"` only.
         ranges: How calibration data become a range: `"minmax"`, `"moving_average"`
             (mean over batches), `"percentile"`, `"mse"` or `"kl"`.
         percentile: For `"percentile"`: share of values within the range, in percent.
@@ -78,6 +91,11 @@ class QuantizationConfig:
                 f"weights={self.weights!r} has a symmetric grid. Asymmetric ones take "
                 "weights='max'."
             )
+        if self.weights != "max" and self.power_of_two:
+            raise ValueError(
+                f"weights={self.weights!r} has scales that are trained or means, not "
+                "powers of two. Scales that are powers of two take weights='max'."
+            )
 
     def get_config(self):
         """Returns the settings as a dict."""
@@ -90,11 +108,12 @@ class QuantizationConfig:
 
     def replaced(self, settings):
         """A copy with some settings changed, as a `Rule` does for its layers."""
-        unknown = set(settings) - {f.name for f in dataclasses.fields(self)}
+        unknown = set(settings) - set(OF_WEIGHTS)
         if unknown:
             raise ValueError(
                 f"A rule cannot set {sorted(unknown)}. It can set 'quantize' and "
-                f"{[f.name for f in dataclasses.fields(self)]}."
+                f"{list(OF_WEIGHTS)}; what activations have in common is set in "
+                "`config`."
             )
         return dataclasses.replace(self, **settings)
 

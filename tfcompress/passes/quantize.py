@@ -166,11 +166,6 @@ def _settings(prepared, config, user_rules):
     for path, changes in chosen.items():
         changes = {k: v for k, v in changes.items() if k != "quantize"}
         found[paths[path]] = config.replaced(changes) if changes else config
-        if found[paths[path]].activation_bits != config.activation_bits:
-            raise ValueError(
-                "A TFLite file has activations of one width. Set `activation_bits` in "
-                f"`config`, not by rule. Received: {changes} for {path!r}"
-            )
     return found
 
 
@@ -237,7 +232,11 @@ class _Quantizer:
         return self.kept.weights(operation.name) if keeps else ()
 
     def _joins_kernel(self, call):
-        """Whether batch normalization joins its kernel, for one scale a weight."""
+        """Whether batch normalization joins its kernel.
+
+        It does where the scale of the product matters: one for all channels, or a power
+        of two.
+        """
         operation = call.operation
         normalizes = isinstance(operation, table.NORMALIZATIONS)
         if not normalizes or operation.name in self.floats:
@@ -246,7 +245,9 @@ class _Quantizer:
             return False
         kernel = self.graph.producer(call.input_tensors[0]).operation
         settings = self.settings[kernel.name]
-        return not settings.per_channel and settings.weights == "max"
+        if settings.weights != "max" or not settings.symmetric_weights:
+            return False
+        return settings.power_of_two or not settings.per_channel
 
     def _rounded(self, call, old, new):
         if id(old) in self.groups.sites:
@@ -310,9 +311,11 @@ class _Quantizer:
                 chain = [
                     FoldedFakeQuantizeWeight(
                         bits=settings.weight_bits,
+                        axes=axes if settings.per_channel else (),
                         channel_axes=axes,
                         epsilon=normalization.epsilon,
                         gamma="gamma" if normalization.scale else None,
+                        power_of_two=settings.power_of_two,
                     )
                 ]
             weight = next(v for v in layer.weights if v.name == name).numpy()

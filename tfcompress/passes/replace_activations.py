@@ -71,7 +71,7 @@ def replace_activations(
     model computes something else.
 
     Args:
-        model: Built functional or Sequential `keras.Model`. It is not changed; nested
+        model: Built `keras.Model`. It is not changed; nested
             models are inlined.
         mapping: Dict from the name of an activation (`"silu"`; of a layer such as
             `LeakyReLU` `"leaky_relu"`; of `ReLU(6.0)` `"relu6"`) to its replacement: a

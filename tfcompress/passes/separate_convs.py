@@ -50,7 +50,7 @@ def separate_convs(
     report says so. Grouped convolutions are not considered.
 
     Args:
-        model: Built functional or Sequential `keras.Model`. It is not changed; nested
+        model: Built `keras.Model`. It is not changed; nested
             models are inlined.
         depth_multiplier: Depthwise outputs of each input channel, from 1; at most as
             many as help.

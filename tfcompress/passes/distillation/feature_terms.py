@@ -37,7 +37,8 @@ class FeatureTerm(Term):
     Args:
         student_layer: Path of a layer of the student, or a regular expression that
             matches one path.
-        teacher_layer: The same of the teacher; a list with one a teacher for several.
+        teacher_layer: The same of the teacher; a list with one a teacher for several,
+            `None` for a teacher that is left out (a file has no layers to name).
         weight: Factor of the term, a number or a schedule.
         name: Name of its value in the logs.
     """
@@ -68,8 +69,13 @@ class FeatureTerm(Term):
                 f"`teacher_layer` must be one for all of {len(pairing.teachers)} "
                 f"teachers, or a list with one each. Received: {self.teacher_layer}"
             )
+        if all(pattern is None for pattern in patterns):
+            raise ValueError(
+                "`teacher_layer` must name a layer of one teacher at least. Received: "
+                f"{self.teacher_layer}"
+            )
         found = [
-            _found(teacher, pattern, "teacher")
+            {} if pattern is None else _found(teacher, pattern, "teacher")
             for teacher, pattern in zip(pairing.teachers, patterns, strict=True)
         ]
         object.__setattr__(self, "_teachers", found)
@@ -86,7 +92,8 @@ class FeatureTerm(Term):
         teacher = joined_shape(
             [
                 shapes[path]
-                for shapes, (path,) in zip(teacher_shapes, self._teachers, strict=True)
+                for shapes, paths in zip(teacher_shapes, self._teachers, strict=True)
+                for path in paths
             ]
         )
         self.check_shapes(student, teacher)
@@ -104,9 +111,10 @@ class FeatureTerm(Term):
         student = signals.student_features[path]
         teachers = [
             features[path]
-            for features, (path,) in zip(
+            for features, paths in zip(
                 signals.teacher_features, self._teachers, strict=True
             )
+            for path in paths
         ]
         masks = [getattr(x, "_keras_mask", None) for x in (student, *teachers)]
         mask = next((m for m in masks if m is not None), None)

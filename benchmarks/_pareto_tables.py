@@ -3,7 +3,7 @@
 import platform
 import statistics
 
-from pareto_tasks import TASKS
+from _pareto_tasks import TASKS
 
 FLOAT, PEER = "float32", "TFMOT: "
 # The goal of a task: smaller after gzip, faster, points of accuracy.

@@ -13,7 +13,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tensorflow_model_optimization as tfmot  # noqa: E402
 import tf_keras  # noqa: E402
-from pareto_tasks import TASKS, batches, set_named_weights  # noqa: E402
+from _pareto_tasks import TASKS, batches, set_named_weights  # noqa: E402
 
 RATE, FINE_RATE = 1e-3, 3e-4
 CLUSTERS = 16
