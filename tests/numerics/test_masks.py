@@ -152,3 +152,25 @@ def test_selection_agrees_with_a_stable_sort_of_any_values(kind, monkeypatch):
         expected = np.zeros(1000, bool)
         expected[order[: 1000 - min(dropped, most, 999)]] = True
         np.testing.assert_array_equal(keep_highest(scores, dropped), expected)
+
+
+@pytest.mark.parametrize("kind", ["normal", "mostly one", "extreme"])
+def test_selection_of_units_of_several_weights_agrees_with_a_sort(kind, monkeypatch):
+    monkeypatch.setattr("tfcompress.numerics.masks._CHUNK", 64)
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=500).astype("float32")
+    if kind == "mostly one":
+        scores[rng.random(500) < 0.9] = 0
+    elif kind == "extreme":
+        tiny = np.array([1e-45, -1e-45, 3e38, -3e38, 0, -0.0, np.inf], "float32")
+        scores = rng.choice(tiny, 500)
+    sizes = rng.integers(1, 9, 500).astype("float32")
+    order = np.argsort(-scores, kind="stable")[::-1]
+    ends = np.cumsum(sizes[order])
+    most = min(np.count_nonzero(scores < np.inf), 499)
+    total = int(sizes.sum())
+    for dropped in [0, 1, 5, 64, 1000, total // 2, total - 9, total - 1, total]:
+        count = np.count_nonzero(ends - sizes[order] / 2 <= dropped)
+        expected = np.ones(500, bool)
+        expected[order[: min(count, most)]] = False
+        np.testing.assert_array_equal(keep_highest(scores, dropped, sizes), expected)

@@ -60,7 +60,7 @@ def magnitude_mask(weight, sparsity):
 def keep_highest(scores, dropped, sizes=1):
     """Drops the units with the lowest scores.
 
-    Runs in linear time where all units are of one weight, with a sort elsewhere.
+    Runs in linear time (selection, not a sort).
 
     Args:
         scores: Vector, one score for each unit; infinity for those that stay.
@@ -74,12 +74,10 @@ def keep_highest(scores, dropped, sizes=1):
     # One unit stays in the smallest kernel: all zeros would be no mask but no layer.
     limit = min(np.count_nonzero(scores < np.inf), scores.size - 1)
     if np.ndim(sizes):
-        order = np.argsort(-scores, kind="stable")[::-1]
-        # Of float32 a sum of many sizes would stop growing.
-        ends = np.cumsum(sizes[order], dtype="float64")
-        count = np.count_nonzero(ends - sizes[order] / 2 <= dropped)
-        keep = np.ones(scores.size, bool)
-        keep[order[: min(count, limit)]] = False
+        keep = _keep_highest_of_sizes(np.asarray(scores, "float32"), dropped, sizes)
+        if scores.size - np.count_nonzero(keep) > limit:
+            keep[:] = scores == np.inf
+            keep[np.argmax(scores)] = True
         return keep
     dropped = min(dropped, limit)
     if dropped <= 0:
@@ -96,36 +94,73 @@ def keep_highest(scores, dropped, sizes=1):
     return keep
 
 
+def _keep_highest_of_sizes(scores, dropped, sizes):
+    """`keep_highest` of float32 scores for units of several weights."""
+    if sizes.sum(dtype="float64") <= dropped:
+        return np.zeros(scores.size, bool)
+    threshold, below = _value_at(scores, dropped, sizes)
+    keep = scores >= threshold
+    # Of those that are equal the last go first, each if that comes nearer.
+    ties = np.flatnonzero(scores == threshold)[::-1]
+    ends = below + np.cumsum(sizes[ties], dtype="float64")
+    keep[ties[ends - sizes[ties] / 2 <= dropped]] = False
+    return keep
+
+
 def _nth_lowest(values, n):
-    """The value that would stand at index `n` if `values` were sorted.
+    """The value that would stand at index `n` if `values` were sorted."""
+    if values.dtype != np.float32:
+        return np.partition(values, n)[n]
+    return _value_at(values, n)[0]
+
+
+def _value_at(values, n, sizes=None):
+    """The value that would cover position `n` if float32 values were sorted.
 
     Counted out over the upper, then the lower half of the bits: linear whatever the
     values, where `np.partition` takes twenty times as long for a vector that is mostly
     one number, as the scores of a pruned kernel are.
+
+    Args:
+        values: Vector.
+        n: Position, below the sum of sizes.
+        sizes: How many positions each value covers, a vector; one each for `None`.
+
+    Returns:
+        `(value, below)`: the value, and how many positions lower values cover.
     """
-    if values.dtype != np.float32:
-        return np.partition(values, n)[n]
-    counts = np.zeros(1 << 16, "int64")
-    for keys in _ordered_bits(values):
-        counts += np.bincount(keys >> 16, minlength=counts.size)
-    ends = np.cumsum(counts)
-    upper = np.searchsorted(ends, n, side="right")
-    n -= ends[upper] - counts[upper]
-    counts[:] = 0
-    for keys in _ordered_bits(values):
-        lower = keys[keys >> 16 == upper] & 0xFFFF
-        counts += np.bincount(lower, minlength=counts.size)
-    lower = np.searchsorted(np.cumsum(counts), n, side="right")
+    upper, below = _bucket_at(values, n, sizes, 0, lambda keys: (keys >> 16, ...))
+    lower, below = _bucket_at(
+        values,
+        n,
+        sizes,
+        below,
+        lambda keys: (keys & 0xFFFF, keys >> 16 == upper),
+    )
     key = np.uint32(int(upper) << 16 | int(lower))
     bits = key & _MAGNITUDE if key & _SIGN else ~key
-    return np.array([bits], "uint32").view("float32")[0]
+    return np.array([bits], "uint32").view("float32")[0], below
+
+
+def _bucket_at(values, n, sizes, below, split):
+    """The bucket that covers position `n`, and how many positions come before it."""
+    counts = np.zeros(1 << 16, "float64")
+    for start in range(0, values.size, _CHUNK):
+        buckets, chosen = split(_ordered_bits(values[start : start + _CHUNK]))
+        counts += np.bincount(
+            buckets[chosen],
+            None if sizes is None else sizes[start : start + _CHUNK][chosen],
+            minlength=counts.size,
+        )
+    ends = below + np.cumsum(counts)
+    bucket = np.searchsorted(ends, n, side="right")
+    return bucket, ends[bucket] - counts[bucket]
 
 
 def _ordered_bits(values):
-    """The bits of float32 as numbers that rise with the values, piece by piece."""
-    for start in range(0, values.size, _CHUNK):
-        bits = values[start : start + _CHUNK].view("uint32")
-        yield np.where(bits & _SIGN, ~bits, bits | _SIGN)
+    """The bits of float32 as numbers that rise with the values; -0 is 0."""
+    bits = (values + np.float32(0)).view("uint32")
+    return np.where(bits & _SIGN, ~bits, bits | _SIGN)
 
 
 def swap_lowest(scores, growth, zeros, swapped, sizes=1):
