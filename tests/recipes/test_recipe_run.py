@@ -338,7 +338,7 @@ def test_a_process_that_is_killed_goes_on(tmp_path, model):
     command += ["--data=d.npz", "--out=out"]
     backup = tmp_path / "out" / "03_fit" / "backup"
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as process:
-        while process.poll() is None and not any(backup.glob("*.json")):
+        while process.poll() is None and not any(backup.glob("epoch_*")):
             pass
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL

@@ -30,6 +30,7 @@ from tfcompress.recipes.actions import (
     unwrapped,
     wrapped,
 )
+from tfcompress.recipes.backup import EpochBackup
 from tfcompress.recipes.data import RunData
 from tfcompress.recipes.folder import RunFolder, model_fingerprint
 from tfcompress.recipes.order import has_zeros
@@ -252,8 +253,14 @@ class _Run:
             [f"[{number}/{len(self.stages)}] fit", *(s.name for s in held)]
         )
         # In the order that Keras needs: what restores weights comes before what masks.
-        everything = [*self._backup(number, made), *self.callbacks, *made]
-        history = plan.train(pupil, self.data, title, everything)
+        backups = self._backup(number, made)
+        history = plan.train(
+            pupil,
+            self.data,
+            title,
+            [*backups, *self.callbacks, *made],
+            epochs_done=sum(backup.epoch for backup in backups),
+        )
         model = unwrapped(pupil)
         for callback in made:
             if isinstance(callback, ChannelPruning):
@@ -268,7 +275,7 @@ class _Run:
         folder = self.folder.backup(number, "fit")
         # But a `ChannelPruning` learns in an epoch what to cut: one must be left.
         cuts = any(isinstance(callback, ChannelPruning) for callback in callbacks)
-        return [keras.callbacks.BackupAndRestore(folder, delete_checkpoint=cuts)]
+        return [EpochBackup(folder, delete=cuts)]
 
     def _write(self, number, stage, model):
         if stage.verb is check_edgetpu:

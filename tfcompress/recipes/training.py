@@ -83,7 +83,7 @@ class Fit:
         kind = type(keras.optimizers.get(self.optimizer))
         model.compile(kind(learning_rate=rate), **objective(self.loss))
 
-    def train(self, model, data, title, callbacks=()):
+    def train(self, model, data, title, callbacks=(), *, epochs_done=0):
         """Trains a compiled model; returns the history, a dict of lists.
 
         A fit that goes on after a kill has the epochs since: none, if all were done.
@@ -93,15 +93,15 @@ class Fit:
             data: `RunData`.
             title: What the progress bar says.
             callbacks: Keras callbacks.
+            epochs_done: Number of epochs before the kill.
         """
         x, settings = data.for_fit(self.batch_size)
-        # Where a fit of this model went on in the middle, Keras keeps it in mind.
-        model._initial_epoch = None
-        with progress.bar(title, self.epochs) as advance:
+        with progress.bar(title, self.epochs - epochs_done) as advance:
             count = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: advance())
             history = model.fit(
                 x,
                 epochs=self.epochs,
+                initial_epoch=epochs_done,
                 verbose=0,
                 callbacks=[*callbacks, count],
                 **settings,
