@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -17,6 +18,17 @@ def pytest_configure(config):
             "filterwarnings",
             "ignore:The structure of .inputs. doesn't match:UserWarning",
         )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item):
+    """Leaves what outlives a test out of later collections of garbage.
+
+    TensorFlow keeps graphs of every step that was traced, and its converter collects
+    garbage each time: after some hundred tests that took most of the time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -164,9 +164,7 @@ WAYS_TO_RUN = {
 # step: callbacks, wrapped layers, a `train_step` of one's own, and all of them.
 FEW_TAKE = {
     way: (
-        "pruning",
         "pruning, global by gradients",
-        "quantization",
         "quantization with a schedule",
         "clustering",
         "distillation, many terms",
@@ -192,6 +190,35 @@ FEW_TAKE["two devices"] = (
     "distillation, many terms",
     "all",
 )
+# A model that a callback prunes is saved as any other.
+FEW_TAKE["saved"] = (
+    "pruning",
+    "quantization",
+    "quantization, learned step",
+    "quantization, ternary",
+    "quantization with a schedule",
+    "clustering",
+    "clustering with a schedule",
+    "clustering and quantization",
+    "quantization after training",
+    "surgery",
+    "distillation",
+    "distillation, many terms",
+    "all",
+)
+# Those that a kill could take something from beside weights and optimizer.
+FEW_TAKE["killed"] = (
+    "pruning",
+    "pruning, global by gradients",
+    "channel pruning",
+    "pruning by movement",
+    "pruning and regrowth",
+    "quantization with a schedule",
+    "quantization, learned step",
+    "clustering with a schedule",
+    "distillation, many terms",
+    "all",
+)
 FEW_TAKE["jit"] = (
     *FEW_TAKE["mixed_float16"],
     "channel pruning",
@@ -199,8 +226,6 @@ FEW_TAKE["jit"] = (
     "quantization, ternary",
     "clustering with a schedule",
 )
-# What cannot be resumed, and says so (`tests/callbacks/test_regrowth.py`).
-NOT_RESUMED = ("pruning and rewinding",)
 # Name of a test or way to run -> techniques that take it by default; others are slow.
 QUICK = {
     "plain": (
@@ -217,9 +242,9 @@ QUICK = {
         "all",
     ),
     "jit": ("pruning, global by gradients", "clustering", "all"),
-    "several steps a call": ("pruning", "all"),
-    "moving average": ("quantization",),
-    "mixed_float16": ("quantization",),
+    "several steps a call": ("pruning, global by gradients", "all"),
+    "moving average": ("quantization with a schedule",),
+    "mixed_float16": ("quantization with a schedule",),
     "mixed_bfloat16": ("all",),
     "saved": (
         "quantization with a schedule",

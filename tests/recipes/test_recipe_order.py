@@ -52,7 +52,9 @@ def _orders(count, seed):
     "size", [1, 2, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 5))]
 )
 def test_every_order_is_taken_or_refused_with_one_that_works(size):
-    for parts in itertools.permutations(PARTS, size):
+    orders = list(itertools.permutations(PARTS, size))
+    # All of up to four stages, some of the 6,720 of five.
+    for parts in random.Random(0).sample(orders, min(len(orders), 1680)):
         lost = [
             (late, early)
             for early, late in itertools.combinations(parts, 2)
@@ -150,7 +152,7 @@ def _accepted(orders):
             ["shrink", "factorize", "prune", "distill", "fold", "quantize"],
             ["cut", "prune", "cluster", "distill", "quantize"],
             ["cluster", "prune", "quantize", "distill"],
-            *_accepted(_orders(150, seed=1))[:8],
+            *_accepted(_orders(150, seed=1))[:5],
         ]
     ],
 )
