@@ -27,6 +27,7 @@ COMMANDS = (
     "prune-channels",
     "cluster",
     "quantize",
+    "sensitivity",
     "debug-quantization",
     "verify",
     "benchmark",
@@ -202,6 +203,14 @@ def test_quantize_improves_what_is_not_trained(run):
     # Equalizing folded the batch normalization.
     better = keras.models.load_model("better.keras")
     assert not any("bn" in layer.name for layer in better.layers)
+
+
+def test_sensitivity_says_how_far_each_kernel_goes(run):
+    args = "plain.keras", "--data=data.npz", "--total=0.6", "--plot=s.png"
+    code, out, _ = run("sensitivity", *args)
+    assert code == 0
+    assert "one kernel pruned" in out and "For 60% zeros:\n  Rule('^conv/" in out
+    assert pathlib.Path("s.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_debug_quantization_ranks_layers_and_draws_them(run):
@@ -385,6 +394,7 @@ BAD = {
         "neither a .tflite nor a .keras",
     ),
     "not packed": (("unpack", "bad.tflite", "a.tflite"), "no file that `tfc.pack`"),
+    "no classes": (("sensitivity", "plain.keras", "--data=x.npz"), "array `y` too"),
     "plain model": (
         ("debug-quantization", "--model=plain.keras", "--data=data.npz"),
         "not quantization-aware",

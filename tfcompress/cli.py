@@ -24,7 +24,7 @@ from tfcompress.deploy.ethosu import (
     EthosUCompilerError,
     compile_ethosu,
 )
-from tfcompress.deploy.files import check_writable, save_keras
+from tfcompress.deploy.files import check_writable, save_keras, written_atomically
 from tfcompress.deploy.metadata import Metadata, TensorMetadata
 from tfcompress.deploy.onnx import export_onnx
 from tfcompress.deploy.pack import pack, unpack
@@ -46,6 +46,7 @@ from tfcompress.progress import tracked
 from tfcompress.prune_channels import prune_channels
 from tfcompress.recipes import Recipe
 from tfcompress.report import report, table
+from tfcompress.sensitivity import sensitivity
 from tfcompress.verify import verify
 
 _DESCRIPTION = """Compress Keras 3 models and check what came of it.
@@ -54,6 +55,7 @@ _DESCRIPTION = """Compress Keras 3 models and check what came of it.
   tfcompress compress --model=model.keras --recipe=edge-int8 --data=train.npz --out=dir
   tfcompress export model.keras model.tflite --kind=int8 --data=calibration.npz
   tfcompress prune-channels model.keras small.keras --budget macs=0.5
+  tfcompress sensitivity model.keras --data=test.npz --total=0.8
   tfcompress cluster model.keras shared.keras --clusters=16
   tfcompress quantize --model=model.keras --data=calibration.npz --output=qat.keras
   tfcompress debug-quantization --model=qat.keras --file=int8.tflite --data=test.npz
@@ -210,6 +212,14 @@ def _parser():
         ),
         arg("--sparse", action="store_true", help="TFLite's sparse format, of zeros"),
         arg("--labels", metavar="X.txt", help="class names, one a line, to put inside"),
+        arg(
+            "--allow_float",
+            metavar="PATTERN",
+            action="append",
+            default=[],
+            help="layer that may stay float in an integer file; may be given several "
+            "times",
+        ),
         arg("--opset", type=int, default=17, help="of an .onnx file: 13 to 18 (17)"),
     )
     command(
@@ -261,6 +271,14 @@ def _parser():
         arg("--score", choices=_SCORES_WITHOUT_LOSS, default="l2", help="(l2)"),
         arg("--round_to", type=int, default=1, help="multiple that stays (1)"),
         arg("--data", metavar="X.npz", help="examples for --score=rank: array x"),
+    )
+    command(
+        _sensitivity,
+        "sensitivity",
+        arg("model", help=".keras file"),
+        arg("--data", required=True, metavar="X.npz", help="arrays x and y"),
+        arg("--total", type=float, help="also say how far each goes for this sparsity"),
+        arg("--plot", metavar="S.png", help="draw the curves"),
     )
     command(
         _cluster,
@@ -505,11 +523,12 @@ def _export(args):
     model = load_model(args.model)
     if suffix == ".onnx":
         others = (args.data, args.sparse, args.labels, args.io, args.target)
+        others += (args.allow_float,)
         if any(others) or args.batch_size is not None or args.kind != "float32":
             raise ValueError(
                 "An .onnx file takes none of --kind, --io, --data, --target, "
-                "--batch_size, --sparse and --labels: a quantization-aware model "
-                "becomes integer by itself."
+                "--batch_size, --sparse, --labels and --allow_float: a "
+                "quantization-aware model becomes integer by itself."
             )
         result = export_onnx(model, args.output, opset=args.opset)
         print(f"{result.path}: {result.bytes:,} bytes ({result.gzip_bytes:,} gzip)")
@@ -525,6 +544,7 @@ def _export(args):
             target=args.target,
             batch_size=1 if args.batch_size is None else args.batch_size or None,
             sparse=args.sparse,
+            allow_float=args.allow_float,
             metadata=None if args.labels is None else _with_labels(model, args.labels),
         )
     )
@@ -667,6 +687,26 @@ def _check_output(path):
     if not path.endswith(".keras"):
         raise ValueError(f"The output must be a .keras file: {path!r}")
     check_writable(path)
+
+
+def _sensitivity(args):
+    """Prune one kernel of a model at a time, and measure the accuracy that is left.
+
+    The first thing to know before pruning: which layers bear it. --total adds the
+    sparsity of each kernel, for `tfc.Rule`, with which all together have that share of
+    zeros.
+    """
+    if args.plot is not None:
+        check_writable(args.plot)
+    found = sensitivity(load_model(args.model), _labelled(args.data))
+    print(found)
+    if args.total is not None:
+        print(f"\nFor {args.total:.0%} zeros:")
+        for rule in found.rules(args.total):
+            print(f"  {rule}")
+    if args.plot is not None:
+        with written_atomically(args.plot) as temporary:
+            temporary.write_bytes(found.plot())
 
 
 def _debug_quantization(args):

@@ -1,7 +1,6 @@
 """Random, cut and altered files: a clear error or a result, no crash, no hang."""
 
 import os
-import pathlib
 import resource
 
 import keras
@@ -14,6 +13,7 @@ hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
 
 import tfcompress as tfc  # noqa: E402  After what it may be skipped for.
+from tfcompress.deploy.onnx_runtime import ONNXRunner  # noqa: E402
 
 # Files of a kilobyte to six: no reader has a reason to take more than this.
 _MOST_GROWTH = 2**29
@@ -103,17 +103,52 @@ def altered(draw, content):
     return bytes(data)
 
 
+def _opencv(path):
+    return tfc.check_opencv(path)
+
+
+def _onnx_runtime(path):
+    runner = ONNXRunner(path)
+    runner.predict(runner.examples(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("read", [_onnx_runtime, _opencv])
+def test_damaged_onnx_files(contents, tmp_path, read, capfd):
+    pytest.importorskip("onnxruntime")
+    if read is _opencv:
+        pytest.importorskip("cv2")
+    _check_reader(
+        read,
+        tmp_path / "fuzz.onnx",
+        lambda draw: altered(draw, contents["onnx"]),
+        examples=300 if read is _onnx_runtime else 60,
+    )
+    assert capfd.readouterr().out == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "reader", ["measure", "check_edgetpu", "read_metadata", "benchmark", "verify"]
 )
 @pytest.mark.parametrize("name", ["int8", "loop", "sparse", "float16", "onnx", ""])
 def test_damaged_files(contents, verified, tmp_path, name, reader):
-    path = tmp_path / "fuzz.tflite"
-    read = _readers(verified)[reader]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Those that start processes take longer; the time limit stands for "no hang".
     examples = 60 if reader in ("measure", "check_edgetpu", "read_metadata") else 15
+
+    def content(draw):
+        if name:
+            return altered(draw, contents[name])
+        start = draw(st.sampled_from((b"", b"\x1c\0\0\0TFL3")))
+        return start + draw(st.binary(max_size=2000))
+
+    path = tmp_path / "fuzz.tflite"
+    _check_reader(_readers(verified)[reader], path, content, examples)
+
+
+def _check_reader(read, path, content, examples):
+    """Reads files of any content: a result, or an error that names the file."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     @hypothesis.settings(
         max_examples=examples,
@@ -124,12 +159,7 @@ def test_damaged_files(contents, verified, tmp_path, name, reader):
     )
     @hypothesis.given(st.data())
     def run(data):
-        if name:
-            content = altered(data.draw, contents[name])
-        else:
-            content = data.draw(st.sampled_from((b"", b"\x1c\0\0\0TFL3")))
-            content += data.draw(st.binary(max_size=2000))
-        path.write_bytes(content)
+        path.write_bytes(content(data.draw))
         try:
             read(path)
         except ValueError as err:
@@ -139,4 +169,4 @@ def test_damaged_files(contents, verified, tmp_path, name, reader):
     run()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert 1024 * grown < _MOST_GROWTH
-    assert [p.name for p in pathlib.Path(tmp_path).iterdir()] == ["fuzz.tflite"]
+    assert list(path.parent.iterdir()) == [path]

@@ -45,7 +45,7 @@ class ONNXRunner:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"No such .onnx file: {os.fspath(path)!r}")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # Errors are raised; not logged too.
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         if not fused:
@@ -53,13 +53,18 @@ class ONNXRunner:
             options.graph_optimization_level = level
         with quiet():
             try:
+                # Without a second try with the same provider, which it announces.
                 self._session = onnxruntime.InferenceSession(
-                    os.fspath(path), options, providers=["CPUExecutionProvider"]
+                    os.fspath(path),
+                    options,
+                    providers=["CPUExecutionProvider"],
+                    enable_fallback=0,
                 )
             except Exception as err:
                 raise ValueError(
                     f"ONNX Runtime cannot load {os.fspath(path)!r}: {err}"
                 ) from err
+        self.path = os.fspath(path)
         self.quantized = b"QuantizeLinear" in pathlib.Path(path).read_bytes()
         self.inputs = self._session.get_inputs()
         self.outputs = self._session.get_outputs()
@@ -73,9 +78,15 @@ class ONNXRunner:
 
         Returns:
             List of arrays, one for each output.
+
+        Raises:
+            ValueError: If the runtime cannot run the file on them.
         """
         feeds = {i.name: a for i, a in zip(self.inputs, inputs, strict=True)}
-        return self._session.run(None, feeds)
+        try:
+            return self._session.run(None, feeds)
+        except Exception as err:
+            raise ValueError(f"ONNX Runtime cannot run {self.path!r}: {err}") from err
 
     def examples(self, count=1, *, seed=0):
         """Random inputs that fit the file, `count` rows where its batch is open."""
