@@ -292,7 +292,7 @@ def test_options_of_the_compiler_are_passed_on(case, run, monkeypatch):
         seen.update(options, paths=paths, out_dir=out_dir)
         return [EdgeTPUCompilation("a", "l", "16", 3, 1, (), 9, 0, 0, ("one on CPU",))]
 
-    monkeypatch.setattr(cli, "compile_edgetpu", compile_edgetpu)
+    monkeypatch.setattr(cli.files, "compile_edgetpu", compile_edgetpu)
     arguments, given = _COMPILE_OPTIONS[case]
     code, out, _ = run("compile-edgetpu", *arguments)
     assert code == 0
