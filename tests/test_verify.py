@@ -6,6 +6,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from networks import Subclassed, conv_net, image_data
 
@@ -211,3 +212,19 @@ def test_a_file_with_numbers_of_no_axis(tmp_path):
     path = tfc.export_tflite(model, tmp_path / "m").path
     x = np.random.default_rng(0).normal(size=(1, 4)).astype("float32")
     assert tfc.verify(model, path, x).ok
+
+
+def test_a_file_of_several_signatures_is_refused(tmp_path):
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, layers.Dense(2)(inputs))
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    for name in ("first", "second"):
+        spec = [keras.InputSpec(shape=(1, 3), dtype="float32")]
+        archive.add_endpoint(name, model.call, input_signature=spec)
+    archive.write_out(tmp_path / "saved", verbose=False)
+    path = tmp_path / "two.tflite"
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved"))
+    path.write_bytes(converter.convert())
+    with pytest.raises(ValueError, match="3 signatures, .*'second'"):
+        tfc.verify(model, path, np.zeros((1, 3)))

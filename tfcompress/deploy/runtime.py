@@ -31,6 +31,7 @@ class TFLiteRunner:
     Attributes:
         inputs: Details of the inputs as the interpreter gives them, in order.
         outputs: The same of the outputs.
+        signatures: Names of the file's signatures.
 
     Raises:
         ValueError: If the runtime cannot load the file (for example custom operations),
@@ -42,6 +43,7 @@ class TFLiteRunner:
         with self._failures(), quiet():
             check_runs(path, kernels=kernels)
             self._interpreter = self._made(path, kernels, threads)
+            self.signatures = tuple(self._interpreter.get_signature_list())
             self.inputs, self.outputs = self._details()
             if not self.inputs or not len(self.inputs[0]["shape"]):
                 raise ValueError("its first input has no batch axis")
@@ -65,7 +67,7 @@ class TFLiteRunner:
 
         Other converters order and name the tensors of a file as they like.
         """
-        if len(self._interpreter.get_signature_list()) != 1:
+        if len(self.signatures) != 1:
             found = self._interpreter
             return found.get_input_details(), found.get_output_details()
         signature = self._interpreter.get_signature_runner()
@@ -183,8 +185,15 @@ def check_belongs(model, runner, path):
         path: Its path, for the message.
 
     Raises:
-        ValueError: If it has not.
+        ValueError: If it has not, or has several signatures.
     """
+    signatures = list(runner.signatures)
+    if len(signatures) > 1:
+        raise ValueError(
+            f"{os.fspath(path)!r} has {len(signatures)} signatures, {signatures}, each "
+            "with operations of its own: a model is compared with a file of one. "
+            "Export the model by itself."
+        )
     for kind, expected, found in (
         ("input", model.inputs, runner.inputs),
         ("output", model.outputs, runner.outputs),
