@@ -118,6 +118,17 @@ def test_the_arena_is_the_least_that_the_interpreter_takes():
 
 
 @needs_micro
+@pytest.mark.slow
+def test_arenas_that_end_the_interpreters_process_are_too_small(tmp_path):
+    # Of this network it crashes with some that it should refuse.
+    x = np.random.default_rng(0).normal(size=(32, 49, 10, 1)).astype("float32")
+    qat = tfc.quantize_aware(tfc.zoo.ds_cnn(), calibration_data=x)
+    path = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8").path
+    # Two layers of 25 x 5 x 64 and what each operation is told.
+    assert 2 * 25 * 5 * 64 < micro.run_micro(path).arena_bytes < 40_000
+
+
+@needs_micro
 def test_a_file_that_it_cannot_run_is_an_error_and_no_crash(tmp_path, monkeypatch):
     path = copy_of("int8.tflite", tmp_path)
     monkeypatch.setattr(micro, "_LARGEST_ARENA", 64)

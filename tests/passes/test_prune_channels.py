@@ -158,7 +158,7 @@ _APPLICATIONS = {
         for name in _APPLICATIONS
     ],
 )
-def test_every_architecture_of_keras_applications_loses_channels(name, tmp_path):
+def test_architectures_of_keras_applications_lose_channels(name, tmp_path):
     size = _APPLICATIONS[name]
     model = getattr(keras.applications, name)(
         input_shape=(size, size, 3),

@@ -4,6 +4,7 @@ It imports nothing of this package, so that it starts in a fraction of a second.
 `model.tflite` and `inputs.npz` in the working folder and writes `outputs.npz`.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -17,13 +18,11 @@ _ALIGNMENT = 16
 
 
 def _main(content, examples, largest_arena, output_count, repeats):
-    arena_bytes = _least_arena(content, largest_arena)
+    arena_bytes = _least_arena(content, examples[0], largest_arena)
     interpreter = _load(content, arena_bytes)
     rows, times = [], []
     for example in examples:
-        for index, value in enumerate(example):
-            interpreter.set_input(value, index)
-        interpreter.invoke()
+        _run(interpreter, example)
         rows.append([np.array(interpreter.get_output(i)) for i in range(output_count)])
     for repeat in range(_WARM_UP + repeats if repeats else 0):
         start = time.perf_counter()
@@ -42,30 +41,43 @@ def _load(content, arena_bytes):
     return runtime.Interpreter.from_bytes(content, arena_size=arena_bytes)
 
 
-def _least_arena(content, largest):
-    """Smallest multiple of 16 bytes with which it loads.
+def _run(interpreter, example):
+    for index, value in enumerate(example):
+        interpreter.set_input(value, index)
+    interpreter.invoke()
+
+
+def _least_arena(content, example, largest):
+    """Smallest multiple of 16 bytes with which it loads and runs.
 
     What the interpreter says that it allocated is less: it needs room to load, too.
     """
     size = _SMALLEST_ARENA
-    while not _loads(content, size):
+    while not _works(content, example, size):
         if size >= largest:
-            # Once more, for the error.
-            _load(content, size)
+            # Once more, for the error, or the end of this process.
+            _run(_load(content, size), example)
+            return size
         size *= 2
     low, high = (0 if size == _SMALLEST_ARENA else size // 2), size
     while high - low > _ALIGNMENT:
         middle = (low + high) // 2 // _ALIGNMENT * _ALIGNMENT
-        low, high = (low, middle) if _loads(content, middle) else (middle, high)
+        works = _works(content, example, middle)
+        low, high = (low, middle) if works else (middle, high)
     return high
 
 
-def _loads(content, arena_bytes):
+def _works(content, example, arena_bytes):
+    """Tries an arena in a process of its own, which one that is too small may end."""
+    process = os.fork()
+    if process:
+        return os.waitpid(process, 0)[1] == 0
+    code = 1
     try:
-        _load(content, arena_bytes)
-    except RuntimeError:
-        return False
-    return True
+        _run(_load(content, arena_bytes), example)
+        code = 0
+    finally:
+        os._exit(code)
 
 
 if __name__ == "__main__":
