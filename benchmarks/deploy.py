@@ -197,9 +197,14 @@ def _cifar(size, examples):
 
 
 def _mobilenet():
-    return keras.applications.MobileNetV2(
+    model = keras.applications.MobileNetV2(
         (96, 96, 3), alpha=0.35, weights=None, classes=10
     )
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            # 0.999 takes thousands of steps to see what a hundred have learned.
+            layer.momentum = 0.9
+    return model
 
 
 # Name -> (function that makes the network, function that gives its data).
