@@ -1,11 +1,14 @@
 """`tfc.sensitivity` against pruning by hand, and the rules that follow."""
 
+import importlib
+
 import keras
 import numpy as np
 import pytest
 from networks import Subclassed, compiled, conv_net, image_data
 
 import tfcompress as tfc
+from tfcompress.measure import right_of
 from tfcompress.sensitivity import KernelSensitivity, Sensitivity
 
 
@@ -51,27 +54,40 @@ def test_values_are_those_of_a_model_pruned_by_hand(trained, metric):
         np.testing.assert_array_equal(old, new)
 
 
-def test_weights_are_back_when_measuring_fails():
+def test_weights_are_back_when_measuring_fails(monkeypatch):
     model = compiled(conv_net())
     before = model.get_weights()
-    x, y = image_data(32)
+    calls = []
 
-    class Data(keras.utils.PyDataset):
-        reads = 0
+    def fails_once_pruned(outputs, labels):
+        calls.append(any((w == 0).mean() > 0.4 for w in model.get_weights()[:1]))
+        if calls[-1]:
+            raise KeyboardInterrupt
+        return right_of(outputs, labels)
 
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, index):
-            self.reads += 1
-            if self.reads == 4:
-                raise KeyboardInterrupt
-            return x, y
-
+    module = importlib.import_module("tfcompress.sensitivity")  # Not the function.
+    monkeypatch.setattr(module, "right_of", fails_once_pruned)
     with pytest.raises(KeyboardInterrupt):
-        tfc.sensitivity(model, Data())
+        tfc.sensitivity(model, image_data(32))
+    assert calls == [False, True]
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_data_are_read_once_in_batches_of_any_size(trained, metric):
+    x, y = image_data(70, seed=2)
+
+    def once():
+        for begin, end in ((0, 32), (32, 39), (39, 70)):
+            yield x[begin:end], y[begin:end]
+
+    found, expected = (
+        tfc.sensitivity(trained, data, sparsities=(0.5, 0.9), metric=metric)
+        for data in (once(), (x, y))
+    )
+    for one, other in zip(found.kernels, expected.kernels, strict=True):
+        assert one.values == pytest.approx(other.values, abs=1e-5)
 
 
 def test_a_loss_leaves_metrics_and_training_as_they_were(trained):

@@ -461,18 +461,26 @@ def accuracy_of(run, model, data):
     """
     right = examples = 0
     for inputs, labels in batches(model, data, argument="data", batch_size=128):
-        if labels is None:
-            raise ValueError("`data` must hold labels: pass (inputs, labels).")
-        outputs = run(inputs)
-        if len(outputs) != 1:
-            raise ValueError(
-                "Accuracy needs a model with one output. "
-                f"Received: {len(outputs)} outputs"
-            )
-        found, wanted = _classes(outputs[0]), _labels(labels, outputs[0])
-        right += int(np.sum(found == wanted))
-        examples += found.size
+        count, of = right_of(run(inputs), labels)
+        right, examples = right + count, examples + of
     return right / examples
+
+
+def right_of(outputs, labels):
+    """How many examples of a batch are of the right class, and how many there are.
+
+    Args:
+        outputs: List of the outputs of a model, of which there is one.
+        labels: Class numbers or one-hot rows.
+    """
+    if labels is None:
+        raise ValueError("`data` must hold labels: pass (inputs, labels).")
+    if len(outputs) != 1:
+        raise ValueError(
+            f"Accuracy needs a model with one output. Received: {len(outputs)} outputs"
+        )
+    found, wanted = _classes(outputs[0]), _labels(labels, outputs[0])
+    return int(np.sum(found == wanted)), found.size
 
 
 def _classes(outputs):

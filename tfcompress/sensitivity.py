@@ -8,6 +8,8 @@ Example:
     ```
 """
 
+import concurrent.futures
+import os
 import re
 from dataclasses import dataclass
 
@@ -18,12 +20,13 @@ import tensorflow as tf
 from tfcompress import plots
 from tfcompress.checks import batches, check_model
 from tfcompress.graph import flat_call, kernels
-from tfcompress.measure import accuracy_of, keras_runner
+from tfcompress.measure import keras_runner, right_of
 from tfcompress.numerics.masks import check_sparsity, magnitude_mask
 from tfcompress.progress import bar
 from tfcompress.selection import Rule, select
 
 _METRICS = ("accuracy", "loss")
+_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,9 @@ def sensitivity(
     Args:
         model: Built `keras.Model`.
         data: `(inputs, labels)` arrays or a batched, finite data set of such pairs,
-            which the model was not trained on. They are read once for each kernel and
-            sparsity, so some hundred to a thousand examples do.
+            which the model was not trained on. They are read once and held in memory,
+            and the model runs on all of them for each kernel and sparsity, several
+            batches at a time: some hundred to a thousand examples do.
         sparsities: Sparsities to try, in (0, 1).
         metric: `"accuracy"` (as `tfc.measure`), or `"loss"`: the mean of
             `model.compute_loss`, which needs a compiled model and tells kernels apart
@@ -173,7 +177,8 @@ def sensitivity(
             f"Model {model.name!r} has no kernel to try. The paths there are: "
             f"{list(found)}"
         )
-    measure = _accuracy(model, data) if metric == "accuracy" else _loss(model, data)
+    held = list(batches(model, data, argument="data", batch_size=_BATCH))
+    measure = _accuracy(model, held) if metric == "accuracy" else _loss(model, held)
     with bar("Measuring sensitivity", len(chosen) * len(sparsities) + 1) as advance:
         baseline = measure()
         advance()
@@ -197,12 +202,12 @@ def _try(variable, path, sparsities, measure, advance):
     return KernelSensitivity(path, weight.size, tuple(values))
 
 
-def _accuracy(model, data):
+def _accuracy(model, held):
     run = keras_runner(model)
-    return lambda: float(accuracy_of(run, model, data))
+    return lambda: _mean(lambda inputs, labels: right_of(run(inputs), labels), held)
 
 
-def _loss(model, data):
+def _loss(model, held):
     """A function that computes the mean loss and leaves metrics as they were."""
     infer = flat_call(model)
 
@@ -211,23 +216,32 @@ def _loss(model, data):
         outputs = infer(*inputs)
         return model.compute_loss(x=inputs, y=labels, y_pred=outputs, training=False)
 
+    def of_batch(inputs, labels):
+        if labels is None:
+            raise ValueError("`data` must hold labels: pass (inputs, labels).")
+        labels = keras.tree.map_structure(tf.convert_to_tensor, labels)
+        rows = inputs[0].shape[0]
+        return rows * float(step(inputs, labels)), rows
+
     def measure():
-        total = examples = 0
         before = [v.numpy() for v in model.metrics_variables]
         try:
-            for inputs, labels in batches(model, data, argument="data", batch_size=128):
-                if labels is None:
-                    raise ValueError("`data` must hold labels: pass (inputs, labels).")
-                labels = keras.tree.map_structure(tf.convert_to_tensor, labels)
-                rows = inputs[0].shape[0]
-                total += rows * float(step(inputs, labels))
-                examples += rows
+            return _mean(of_batch, held)
         finally:
             for variable, value in zip(model.metrics_variables, before, strict=False):
                 variable.assign(value)
-        return total / examples
 
     return measure
+
+
+def _mean(of_batch, held):
+    """Mean over batches that run at once; `of_batch` gives a sum and a count."""
+    # The first alone: what runs on it is traced, which threads would do once each.
+    found = [of_batch(*held[0])]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        found += pool.map(lambda batch: of_batch(*batch), held[1:])
+    totals, counts = zip(*found, strict=True)
+    return sum(totals) / sum(counts)
 
 
 def _shared_out(costs, sparsities, sizes, total):
