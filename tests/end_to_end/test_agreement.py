@@ -3,11 +3,13 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 from networks import compiled
 
 import tfcompress as tfc
 from tfcompress.deploy.runtime import TFLiteRunner
+from tfcompress.layers import FakeQuant
 
 SHAPE = (12, 10, 8)
 
@@ -35,8 +37,9 @@ OPERATIONS = {
     "max pool": (lambda x: layers.MaxPooling2D(2)(x), 1.0),
     "padding": (lambda x: layers.ZeroPadding2D(1)(x), 1.0),
     "reshape": (lambda x: layers.Reshape((10, 96))(x), 1.0),
-    # At most one step elsewhere: the kernels round a fixed-point quotient.
-    "average pool": (lambda x: layers.AveragePooling2D(2)(x), 0.9),
+    # At most one step elsewhere: the kernels round a fixed-point quotient. A quarter of
+    # the means of four integers lie half way between two.
+    "average pool": (lambda x: layers.AveragePooling2D(2)(x), 0.8),
     "global average": (lambda x: layers.GlobalAveragePooling2D()(x), 0.9),
     "concatenate": (
         lambda x: layers.Concatenate()([x, layers.Conv2D(4, 1)(x)]),
@@ -153,6 +156,37 @@ def _integers(model, x, folder):
     scale, zero_point = runner.outputs[0]["quantization"]
     expected = np.round(qat.predict(x, verbose=0) / scale).astype(int) + zero_point
     return found, expected
+
+
+def test_pixels_between_minus_one_and_one_are_the_same_integers(tmp_path):
+    """With 256 values and no other care, 0 lies half way between two of them."""
+    inputs = keras.Input((16, 16, 3))
+    model = keras.Model(inputs, layers.Conv2D(8, 3, padding="same")(inputs))
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3))
+    x = (pixels / 127.5 - 1).astype("float32")
+    assert (x.min(), x.max()) == (-1, 1)
+    found, expected = _integers(model, x, tmp_path)
+    assert np.mean(found == expected) >= 0.9999
+
+
+@pytest.mark.parametrize("width", [0.3, 1.0, 2.7, 3.0])
+def test_a_grid_without_0_is_moved_as_in_training(width, tmp_path):
+    inputs = keras.Input((64,))
+    model = keras.Model(inputs, ops.flip(layers.Activation("tanh")(inputs), 1))
+    x = np.random.default_rng(0).uniform(-3, 3, (64, 64)).astype("float32")
+    qat = tfc.quantize_aware(model, calibration_data=x)
+    for quantizer in tfc.graph.find_layers(qat, FakeQuant):
+        if quantizer.fixed_range is None:
+            quantizer.ends_on_grid = False
+            quantizer.set_range(0, -width, width)
+    result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8")
+    runner = TFLiteRunner(result.path)
+    scale, zero_point = runner.inputs[0]["quantization"]
+    low, high = tf.quantization.fake_quant_with_min_max_vars(
+        [-9.0, 9.0], -width, width
+    ).numpy()
+    assert scale * (-128 - zero_point) == pytest.approx(low, rel=1e-6)
+    assert scale * (127 - zero_point) == pytest.approx(high, rel=1e-6)
 
 
 # Operation of one positive input -> share of equal int8 values.

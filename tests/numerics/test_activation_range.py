@@ -52,3 +52,24 @@ def test_a_range_that_is_a_power_of_two_grid_stays_as_it_is(jit):
 def test_an_empty_range_gives_a_grid_of_numbers(symmetric, power_of_two):
     low, high = _grid(0.0, 0.0, symmetric=symmetric, power_of_two=power_of_two)
     assert low <= 0 <= high and high - low < 1e-20
+
+
+def test_both_ends_of_a_range_around_zero_lie_on_the_grid():
+    low, high = _grid(-1.0, 1.0, ends_on_grid=True)
+    # 1e-7: float32.
+    assert (low, high) == pytest.approx((-128 / 127, 1.0), abs=1e-7)
+    low, high = _grid(-0.95, 1.0, ends_on_grid=True)
+    scale = (high - low) / 255
+    # 255 * 0.95 / 1.95 = 124.2 values below zero; those 131 above reach 1.
+    assert -low / scale == pytest.approx(124, abs=1e-4)
+    assert low < -0.95 + 1e-6 and high > 1 - 1e-6 and scale < 1.005 * 1.95 / 255
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (-1, 0), (-0.1, 3), (-3, 0.1), (0, 0)])
+def test_other_ranges_are_not_widened(low, high):
+    found = _grid(low, high, ends_on_grid=True)
+    assert found == tuple(map(float, np.float32((low, high))))
+
+
+def test_a_range_that_holds_both_ends_already_stays_as_it_is():
+    assert _grid(-1.0, 127 / 128, ends_on_grid=True) == (-1.0, 127 / 128)

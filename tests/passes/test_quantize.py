@@ -43,7 +43,9 @@ def test_calibrated_ranges_are_the_extremes_of_the_float_activations():
     model = conv_net()
     qat = tfc.quantize_aware(model, calibration_data=x)
     found = quantizers(qat)
-    assert found["image_quant"].range() == (x.min(), x.max())
+    assert found["image_quant"].observed[:2, 0].numpy().tolist() == [x.min(), x.max()]
+    # The grid holds both ends of an input that is about as wide below zero.
+    assert found["image_quant"].range() == pytest.approx((x.min(), x.max()), rel=0.005)
     activations = keras.Model(model.inputs[0], model.get_layer("conv_relu").output)
     # The convolution runs with rounded weights: up to 1/254 of the largest off.
     expected = np.asarray(activations(x)).max()

@@ -43,6 +43,8 @@ class FakeQuant(keras.layers.Layer):
             is observed then.
         symmetric: Whether the integer of 0 is 0.
         power_of_two: Whether the scale is a power of two (and the grid symmetric).
+        ends_on_grid: Whether a range of about the same width below and above zero is
+            widened so that both ends lie on the grid (see `activation_range.grid`).
         in_training: Whether to round while training. Off for the probabilities that a
             loss reads: rounded to zero, their logarithm has no gradient of use.
 
@@ -70,6 +72,7 @@ class FakeQuant(keras.layers.Layer):
         fixed_range=None,
         symmetric=False,
         power_of_two=False,
+        ends_on_grid=False,
         in_training=True,
         **kwargs,
     ):
@@ -81,6 +84,7 @@ class FakeQuant(keras.layers.Layer):
         self.fixed_range = None if fixed_range is None else tuple(fixed_range)
         self.symmetric = symmetric
         self.power_of_two = power_of_two
+        self.ends_on_grid = ends_on_grid
         self.in_training = in_training
         # In one variable, for a step has hundreds of these to read and to write.
         self.observed = self._state("observed", 0.0, (3, sites))
@@ -129,6 +133,7 @@ class FakeQuant(keras.layers.Layer):
             bits=self.bits,
             symmetric=self.symmetric,
             power_of_two=self.power_of_two,
+            ends_on_grid=self.ends_on_grid,
         )
         return low, high, seen
 
@@ -191,6 +196,7 @@ class FakeQuant(keras.layers.Layer):
             "fixed_range": self.fixed_range,
             "symmetric": self.symmetric,
             "power_of_two": self.power_of_two,
+            "ends_on_grid": self.ends_on_grid,
             "in_training": self.in_training,
         }
 

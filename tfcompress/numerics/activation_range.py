@@ -12,9 +12,11 @@ from tfcompress.numerics.affine import next_power_of_two
 
 # Below it float32 has fewer digits, and XLA takes it for zero.
 _SMALLEST_SCALE = 1e-30
+# What steps may grow by for both ends of the range to lie on the grid.
+_MOST_WIDENED = 1.005
 
 
-def grid(low, high, *, bits=8, symmetric=False, power_of_two=False):
+def grid(low, high, *, bits=8, symmetric=False, power_of_two=False, ends_on_grid=False):
     """Widens a range to one that an integer type can stand for.
 
     Args:
@@ -24,12 +26,17 @@ def grid(low, high, *, bits=8, symmetric=False, power_of_two=False):
         symmetric: Whether 0 must be the integer 0, as for 16 bits.
         power_of_two: Whether the scale must be a power of two, so that hardware shifts
             instead of multiplying; this makes the grid symmetric too.
+        ends_on_grid: Whether a range that is about as wide below zero as above (within
+            0.5 % of the steps) is widened so that neither end is cut. A grid of 256
+            values holds 0 and so cannot hold -1 and 1: it lies half a step beside
+            every pixel that was scaled to [-1, 1], and each is rounded by chance. One
+            of -128 to 127 times 1 / 127 holds all three.
 
     Returns:
         `(low, high)`, scalar tensors: the values of the lowest and highest integer.
     """
     if not (symmetric or power_of_two):
-        return low, high
+        return _widened(low, high, bits) if ends_on_grid else (low, high)
     highest = 2 ** (bits - 1) - 1
     scale = tf.maximum(-low, high) / highest
     if power_of_two:
@@ -37,3 +44,14 @@ def grid(low, high, *, bits=8, symmetric=False, power_of_two=False):
         scale = tf.maximum(-low / (highest + 1), high / highest)
         scale = next_power_of_two(tf.maximum(scale, _SMALLEST_SCALE))
     return -scale * (highest + 1), scale * highest
+
+
+def _widened(low, high, bits):
+    levels = 2**bits - 1
+    scale = (high - low) / levels
+    # A bit more than a half: of two equal choices the one with the integer 0 at 0.
+    below = tf.floor(-low / scale + 0.501)
+    above = levels - below
+    wider = tf.maximum(-low / tf.maximum(below, 1), high / tf.maximum(above, 1))
+    fits = (below >= 1) & (above >= 1) & (wider <= _MOST_WIDENED * scale)
+    return tf.where(fits, -below * wider, low), tf.where(fits, above * wider, high)

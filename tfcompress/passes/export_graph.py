@@ -22,6 +22,7 @@ from tfcompress.layers import (
     Parameter,
     TransformWeights,
 )
+from tfcompress.numerics.affine import fake_quantize
 from tfcompress.passes.exported_weights import exported_weights, spread
 from tfcompress.passes.quantize_rules import CONVOLUTIONS, TRANSPOSED
 from tfcompress.passes.strip import effective_layer
@@ -72,9 +73,18 @@ def check_ranges(model):
 
 
 def exported_range(quantizer):
-    """The `(low, high)` that a file has for a quantizer: never quite empty."""
+    """The `(low, high)` that a file has for a quantizer: never quite empty.
+
+    They are values of the grid on which the model rounds: where 0 lies half way between
+    two values, a converter, of other precision, would move the grid the other way.
+    """
     low, high = quantizer.range()
-    return low, max(high, low + _SMALLEST_RANGE)
+    high = max(high, low + _SMALLEST_RANGE)
+    if quantizer.bits > 8:
+        return low, high
+    beyond = [2 * low - 1, 2 * high + 1]
+    on_grid = fake_quantize(beyond, low, high, bits=quantizer.bits).numpy()
+    return tuple(map(float, on_grid))
 
 
 # What is a scale and a shift for each channel at inference.

@@ -287,13 +287,14 @@ class _Quantizer:
                 fixed_range=fixed,
                 symmetric=self.config.symmetric_activations,
                 power_of_two=self.config.power_of_two,
-                in_training=not (fixed and self._is_result(group)),
+                ends_on_grid=self._holds(group, self.graph.inputs),
+                in_training=not (fixed and self._holds(group, self.graph.outputs)),
                 name=f"{self.groups.name(tensor)}_quant",
             )
         return self.quantizers[group](value, site=site)
 
-    def _is_result(self, group):
-        return any(self.groups.group(t) == group for t in self.graph.outputs)
+    def _holds(self, group, tensors):
+        return any(self.groups.group(t) == group for t in tensors)
 
     def _once(self, operation, make):
         if id(operation) not in self.layers:
