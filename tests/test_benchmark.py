@@ -135,6 +135,17 @@ def test_energy_is_of_one_inference(path, tmp_path, monkeypatch):
     assert benchmarking._energy_mj(Ten(), path, ("xnnpack", 1), 1.0) == 500
 
 
+def test_energy_is_not_known_where_counters_go_away(path, monkeypatch):
+    readings = iter([{"intel-rapl:0": (0, 10**9)}, {}])
+    monkeypatch.setattr(benchmarking, "_counters", lambda: next(readings))
+
+    class One:
+        def ask(self, *args, **kwargs):
+            return [[0.1]]
+
+    assert benchmarking._energy_mj(One(), path, ("xnnpack", 1), 1.0) is None
+
+
 def test_counters_that_are_not_there_or_not_ours(path, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarking, "_POWERCAP", str(tmp_path))
     assert benchmarking._counters() == {}

@@ -104,6 +104,17 @@ def test_export_writes_the_file(run, args):
     assert pathlib.Path(args[1]).exists() and args[1] in out
 
 
+def test_export_fixes_the_batch_of_an_onnx_file(run):
+    from tfcompress.deploy.onnx_runtime import ONNXRunner
+
+    code, _, _ = run("export", "plain.keras", "b.onnx", "--batch_size=2")
+    assert code == 0
+    x = np.zeros((2, *keras.models.load_model("plain.keras").inputs[0].shape[1:]))
+    assert ONNXRunner("b.onnx").predict([x.astype("float32")])[0].shape[0] == 2
+    with pytest.raises(ValueError, match="Got: 1 Expected: 2"):
+        ONNXRunner("b.onnx").predict([x[:1].astype("float32")])
+
+
 @pytest.mark.slow
 def test_export_puts_labels_into_the_file(run):
     pathlib.Path("labels.txt").write_text("red\ngreen\nblue\n")

@@ -160,6 +160,9 @@ def test_what_a_microcontroller_cannot_run_is_said(images, tmp_path):
     assert "TFLite Micro: cannot run the file" in str(result)
     with pytest.raises(ValueError, match="TFLite Micro cannot run .*m': .*Hybrid"):
         tfc.verify(model, path, images, runtimes=["TFLite Micro"])
+    # Asked for is asked for, in whatever place.
+    with pytest.raises(ValueError, match="TFLite Micro cannot run .*m': .*Hybrid"):
+        tfc.verify(model, path, images, runtimes=[LITERT[0], "TFLite Micro"])
 
 
 def test_a_runtime_that_is_not_installed(qat, file, images, monkeypatch):

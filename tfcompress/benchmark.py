@@ -296,7 +296,8 @@ def _energy_mj(process, path, setting, seconds):
         seconds=max(seconds, 1.0),
         warmup=0,
     )
-    return sum(_growth(before, _counters()).values()) / 1000 / len(times)
+    grown = _growth(before, _counters())
+    return sum(grown.values()) / 1000 / len(times) if grown else None
 
 
 def _counters(folder=None):

@@ -10,6 +10,7 @@ from callbacks.test_pruning import fit, prune_all
 from networks import Subclassed, compiled, conv_net, image_data, zeros
 
 import tfcompress as tfc
+from tfcompress.graph import slots_of
 from tfcompress.numerics.layer_sparsity import erdos_renyi_kernel
 
 
@@ -77,6 +78,34 @@ def test_the_sparsity_is_the_same_throughout_while_masks_move(regrow, scope):
     if scope == "erk":
         # Elsewhere the last layer, of 24 weights, keeps too few to be sure.
         assert history["accuracy"][-1] > 0.8
+
+
+def test_the_optimizer_forgets_what_grows_back():
+    model = compiled(conv_net(), optimizer=keras.optimizers.Adam(0.01))
+    pruning = prune_all(0.7, regrow="random", frequency=3)
+    grown = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            masks, before = _pruning_masks(pruning), self.before
+            self.before = masks
+            for slot in slots_of(model.optimizer, model.trainable_variables):
+                if slot.weight is None or slot.weight.path not in masks:
+                    continue
+                new = masks[slot.weight.path] & ~before[slot.weight.path]
+                values = slot.variable.numpy()
+                assert not values[new].any()
+                if new.any():
+                    # What stayed is remembered.
+                    assert values[masks[slot.weight.path] & ~new].any()
+                    grown.append((slot.what, slot.weight.path))
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.before = _pruning_masks(pruning)
+
+    fit(model, pruning, Look(), epochs=4)
+    assert {what for what, _ in grown} == {"momentum", "velocity"}
+    assert "hidden/kernel" in {path for _, path in grown}
 
 
 def test_erk_is_shared_out_from_the_first_step():

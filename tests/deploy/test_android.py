@@ -204,8 +204,14 @@ def test_what_is_written_where(exports):
         "src/main/java/com/example/first/Whole.kt",
     }
     assets = exports / "whole/src/main/assets"
-    source = (small_files() / "int8.tflite").read_bytes()
-    assert (assets / "whole.tflite").read_bytes() == source
+    metadata = tfc.read_metadata(assets / "whole.tflite")
+    assert metadata.name == "whole"
+    assert metadata.inputs[0].mean == pytest.approx((0.1, 0.2, 0.3))
+    assert metadata.inputs[0].std == pytest.approx((0.5, 0.7, 1.1))
+    assert metadata.outputs[0].labels == ("cat", "dog", "bird")
+    # Where there is nothing to say, the file stays as it is.
+    plain = next(exports.rglob("plain.tflite"))
+    assert tfc.read_metadata(plain) is None
     assert (assets / "whole_labels.txt").read_text() == "cat\ndog\nbird\n"
     assert (exports / "whole/README.md").read_text() == "The app's own."
     readme = (exports / "whole/README_whole.md").read_text()

@@ -225,6 +225,15 @@ def test_a_failure_says_why_and_keeps_the_old_result(behaviour, tmp_path):
     ]
 
 
+def test_a_result_that_cannot_be_replaced_costs_nothing(tmp_path):
+    path = copy_of("int8.tflite", tmp_path)
+    (tmp_path / "int8_vela.log").write_text("old")
+    (tmp_path / "int8_vela.tflite").mkdir()
+    with pytest.raises(IsADirectoryError):
+        tfc.compile_ethosu(path, **U55)
+    assert (tmp_path / "int8_vela.log").read_text() == "old"
+
+
 def test_a_folder_that_is_a_file(tmp_path):
     path = copy_of("int8.tflite", tmp_path)
     with pytest.raises(NotADirectoryError, match="`out_dir` must be a folder"):

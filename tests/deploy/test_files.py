@@ -1,6 +1,7 @@
 """Old files survive whatever goes wrong while a new one is written."""
 
 import errno
+import pathlib
 
 import pytest
 
@@ -8,6 +9,7 @@ from tfcompress.deploy.files import (
     check_writable,
     gzip_bytes,
     replace_together,
+    write_together,
     written_atomically,
 )
 
@@ -85,6 +87,31 @@ def test_files_are_replaced_together_or_not_at_all(tmp_path):
     replace_together(moves)
     assert [target.read_text() for target in targets] == ["new a", "new b", "new c"]
     assert (tmp_path / "old").read_text() == "linked"
+
+
+def test_contents_are_written_together_or_not_at_all(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+    contents = {tmp_path / "a": b"new", tmp_path / "deep/er/b": b"other"}
+    write = pathlib.Path.write_bytes
+
+    def full(path, data):
+        if data == b"other":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(OSError, match="Free some space") as error:
+        write_together(contents)
+    assert error.value.errno == errno.ENOSPC
+    assert (tmp_path / "a").read_text() == "old"
+    monkeypatch.undo()
+    write_together(contents)
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert (tmp_path / "deep/er/b").read_bytes() == b"other"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "deep"]
+    with pytest.raises(IsADirectoryError):
+        write_together({tmp_path / "a": b"newer", tmp_path / "deep": b""})
+    assert (tmp_path / "a").read_bytes() == b"new"
 
 
 def test_gzip_bytes_do_not_depend_on_the_time():

@@ -247,6 +247,20 @@ def test_vbmf_finds_the_ranks_beneath_noise():
     assert all(c.error < 0.11 for c in report.changes)
 
 
+@pytest.mark.parametrize("method", ["auto", "spatial"])
+def test_vbmf_leaves_noise_alone(method):
+    model = _model((8, 8, 30), layers.Conv2D(40, 3, name="conv"))
+    found, report = tfc.factorize(model, rank="vbmf", method=method, return_report=True)
+    assert found.count_params() == model.count_params()
+    assert report.changes[0].what == "left alone: no rank stands out from noise"
+
+
+def test_cp_of_a_causal_convolution_is_refused():
+    model = _model((9, 12), layers.Conv1D(16, 3, padding="causal", name="conv"))
+    with pytest.raises(ValueError, match="'conv' .*another padding than 'causal'"):
+        tfc.factorize(model, method="cp", rank=4)
+
+
 def test_cp_keeps_the_energy_and_the_budget_too():
     model = _model((6, 6, 12), layers.Conv2D(16, 3, name="conv"))
     _, report = tfc.factorize(model, method="cp", energy=0.5, return_report=True)

@@ -357,6 +357,26 @@ def test_channels_stay_a_multiple():
     assert kept == {16}
 
 
+def test_what_may_not_go_whole_keeps_a_multiple_too():
+    inputs = keras.Input((4,))
+    x = layers.Dense(32, name="first")(inputs)
+    low, high = keras.ops.split(x, 2, axis=-1)
+    low, high = layers.Dense(3, name="low")(low), layers.Dense(3, name="high")(high)
+    model = keras.Model(inputs, layers.Add()([low, high]))
+    kernel = model.get_layer("first").kernel
+    kernel.assign(np.where(np.arange(32) < 16, 0.01, 1.0) * np.ones((4, 32)))
+    small = tfc.prune_channels(model, 0.5, include="first", round_to=8)
+    assert small.get_layer("first").units == 24
+
+
+def test_tied_layers_with_amounts_of_their_own_are_refused():
+    model = tfc.zoo.resnet8()
+    rules = [tfc.Rule("stem", amount=0.0), tfc.Rule("stack1_conv2", amount=0.5)]
+    with pytest.raises(ValueError, match="'stem' and 'stack1_conv2' share") as error:
+        tfc.prune_channels(model, 0.5, rules=rules)
+    assert "0.0 and 0.5" in str(error.value)
+
+
 def test_heads_go_whole():
     inputs = keras.Input((6, 8))
     x = layers.MultiHeadAttention(4, 3, name="mha")(inputs, inputs)

@@ -117,8 +117,20 @@ class MaskedWeight:
             round(fraction * (self.size - self.zeros)),
             self.unit_sizes(),
         )
+        before = self.mask.numpy()
         self.keep_units(keep)
+        self._regrown = self.mask.numpy() & ~before
         self.apply_mask()
+
+    def forget_regrown(self, slot):
+        """Sets to zero what an optimizer remembers of the weights that grew just now.
+
+        Gradients reach what is masked too: a momentum of that time would push the new
+        weight before it has a gradient of its own.
+        """
+        if tuple(slot.shape) == self._regrown.shape:
+            values = slot.value
+            slot.assign(tf.where(self._regrown, tf.zeros_like(values), values))
 
     def apply_mask(self):
         """Sets what is masked to zero."""

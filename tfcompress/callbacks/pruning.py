@@ -17,6 +17,7 @@ from tfcompress.callbacks.rewinding import Rewinding
 from tfcompress.callbacks.run_steps import RunSteps
 from tfcompress.callbacks.signals import Signals
 from tfcompress.checks import check_model
+from tfcompress.graph import slots_of
 from tfcompress.numerics import masks, patterns, scores
 
 _UPDATES_PER_RAMP = 64
@@ -374,8 +375,14 @@ class Pruning(keras.callbacks.Callback):
         gradients = [None] * len(self._pruned)
         if self._growth is not None:
             gradients = self._growth.of(self._pruned)
+        slots = []
+        if getattr(self.model, "optimizer", None) is not None:
+            slots = slots_of(self.model.optimizer, self.model.trainable_variables)
         for pruned, gradient in zip(self._pruned, gradients, strict=True):
             pruned.regrow(fraction, step, gradient)
+            for slot in slots:
+                if slot.weight is pruned.variable:
+                    pruned.forget_regrown(slot.variable)
 
     def _read_signals(self):
         found = self._signals.of(self._pruned)

@@ -31,13 +31,15 @@ def _export(args):
     if suffix == ".onnx":
         others = (args.data, args.sparse, args.labels, args.io, args.target)
         others += (args.allow_float,)
-        if any(others) or args.batch_size is not None or args.kind != "float32":
+        if any(others) or args.kind != "float32":
             raise ValueError(
-                "An .onnx file takes none of --kind, --io, --data, --target, "
-                "--batch_size, --sparse, --labels and --allow_float: a "
-                "quantization-aware model becomes integer by itself."
+                "An .onnx file takes none of --kind, --io, --data, --target, --sparse, "
+                "--labels and --allow_float: a quantization-aware model becomes "
+                "integer by itself."
             )
-        result = export_onnx(model, args.output, opset=args.opset)
+        result = export_onnx(
+            model, args.output, opset=args.opset, batch_size=args.batch_size or None
+        )
         print(f"{result.path}: {result.bytes:,} bytes ({result.gzip_bytes:,} gzip)")
         return
     data = None if args.data is None else load_arrays(args.data)["x"]
@@ -184,7 +186,7 @@ COMMANDS = (
         arg(
             "--batch_size",
             type=int,
-            help="of a .tflite (1); 0 leaves it open, to be resized on the device",
+            help="of a .tflite (1) or .onnx (open); 0 leaves it open",
         ),
         arg("--sparse", action="store_true", help="TFLite's sparse format, of zeros"),
         arg("--labels", metavar="X.txt", help="class names, one a line, to put inside"),
@@ -193,8 +195,8 @@ COMMANDS = (
             metavar="PATTERN",
             action="append",
             default=[],
-            help="layer that may stay float in an integer file; may be given several "
-            "times",
+            help="operator, as TFLite names it (CUMSUM), that may stay float in an "
+            "integer file: a regular expression; may be given several times",
         ),
         arg("--opset", type=int, default=17, help="of an .onnx file: 13 to 18 (17)"),
     ),

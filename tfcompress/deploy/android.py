@@ -28,7 +28,13 @@ from tfcompress.deploy.android_kotlin import (
     identifiers,
     kotlin_class,
 )
-from tfcompress.deploy.files import written_atomically
+from tfcompress.deploy.files import write_together
+from tfcompress.deploy.metadata import (
+    Metadata,
+    TensorMetadata,
+    read_metadata,
+    with_metadata,
+)
 from tfcompress.deploy.quiet import quiet
 from tfcompress.deploy.runtime import TFLiteRunner
 from tfcompress.deploy.tflite import export_tflite
@@ -112,7 +118,8 @@ def export_android(
         name: Name of the asset, and in camel case of the class: `"digit_net"` gives
             `digit_net.tflite` and `DigitNet`; by default the name of the file or model.
         labels: Names of the classes, in the order of the output; `None` for a model
-            that does not classify.
+            that does not classify. They and `normalization` become the metadata of the
+            asset too (see `Metadata`), unless the file has some.
         normalization: `(mean, std)`, numbers or one for each channel, by which
             training computed `(x - mean) / std` outside the model; a dict from
             the name of an input to such pairs where there are several inputs.
@@ -136,8 +143,8 @@ def export_android(
     with tempfile.TemporaryDirectory() as folder:
         path = _tflite(model, pathlib.Path(folder), kind, calibration_data)
         interface = _normalized(_interface(path), normalization)
-        content = path.read_bytes()
-    labels = None if labels is None else _checked_labels(labels, interface)
+        labels = None if labels is None else _checked_labels(labels, interface)
+        content = _described(path, name, interface, labels)
     assets = directory / "src/main/assets"
     labels_path = None if labels is None else assets / f"{name}_labels.txt"
     kotlin_path = directory.joinpath(
@@ -157,10 +164,8 @@ def export_android(
     # Not README.md, which is the app's own.
     readme_path = directory / f"README_{name}.md"
     contents[readme_path] = readme.encode()
-    for target, data in contents.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with written_atomically(target) as temporary:
-            temporary.write_bytes(data)
+    # A class with the scales of another file would read wrong numbers.
+    write_together(contents)
     return AndroidExport(
         directory=os.fspath(directory),
         asset_path=os.fspath(assets / f"{name}.tflite"),
@@ -251,6 +256,22 @@ def _interface(path):
         tuple(_ports(runner.inputs, signature.get_input_details(), "input")),
         tuple(_ports(runner.outputs, signature.get_output_details(), "output")),
     )
+
+
+def _described(path, name, interface, labels):
+    """The file's bytes, with what is known as its metadata where it has none."""
+    content = path.read_bytes()
+    normalized = any(port.mean is not None for port in interface.inputs)
+    if (labels is None and not normalized) or read_metadata(path) is not None:
+        return content
+    inputs = [
+        TensorMetadata()
+        if port.mean is None
+        else TensorMetadata(mean=tuple(port.mean), std=tuple(port.std))
+        for port in interface.inputs
+    ]
+    outputs = [] if labels is None else [TensorMetadata(labels=labels)]
+    return with_metadata(content, Metadata(name=name, inputs=inputs, outputs=outputs))
 
 
 def _ports(ordered, named, kind):

@@ -12,7 +12,7 @@ import pathlib
 import re
 from dataclasses import dataclass
 
-from tfcompress.deploy.files import check_writable, written_atomically
+from tfcompress.deploy.files import check_writable, write_together
 from tfcompress.deploy.micro import resolver_calls, run_micro
 from tfcompress.deploy.tflite_file import read_tflite
 
@@ -189,9 +189,7 @@ def export_c_array(path, destination, *, name=None, alignment=16, resolver=True)
     }
     if registers is not None:
         texts[registers] = _resolver_text(common, registers, calls, arena, reason)
-    for target, text in texts.items():
-        with written_atomically(target) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_together({target: text.encode() for target, text in texts.items()})
     return CArrayExport(
         source_path=os.fspath(source),
         header_path=os.fspath(header),

@@ -23,6 +23,7 @@ from tfcompress.deploy.ethosu_report import (
     failure,
     read_summary,
 )
+from tfcompress.deploy.files import replace_together
 from tfcompress.deploy.programs import (
     check_timeout,
     installed,
@@ -330,5 +331,9 @@ def _publish(output, log, out_dir, stem):
     written = pathlib.Path(output.path)
     written_log = written.with_suffix(".log")
     written_log.write_text(log, encoding="utf-8")
-    os.replace(written_log, out_dir / f"{stem}_vela.log")
-    os.replace(written, out_dir / f"{stem}_vela.tflite")
+    replace_together(
+        [
+            (written, out_dir / f"{stem}_vela.tflite"),
+            (written_log, out_dir / f"{stem}_vela.log"),
+        ]
+    )

@@ -44,10 +44,20 @@ def written_atomically(path):
     os.close(handle)
     temporary = pathlib.Path(name)
     try:
-        yield temporary
-        # mkstemp makes files for the owner only; give what `open` would have given.
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
+        with _full_disk_told(path):
+            yield temporary
+            # mkstemp makes files for the owner only; give what `open` would have given.
+            temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _full_disk_told(path):
+    """Says of a full disk which file it hit, and that nothing is lost."""
+    try:
+        yield
     except OSError as err:
         if err.errno not in _FULL:
             raise
@@ -56,8 +66,6 @@ def written_atomically(path):
             f"Cannot write {os.fspath(path)!r}: {err.strerror}. Free some space, or "
             "write elsewhere; what was there before is as it was",
         ) from err
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def replace_together(moves):
@@ -90,6 +98,32 @@ def replace_together(moves):
                 else:
                     pathlib.Path(target).unlink(missing_ok=True)
             raise
+
+
+def write_together(contents):
+    """Writes files so that all of them are new, or all as they were.
+
+    Args:
+        contents: Dict from path to bytes, all in one file system. Folders are made.
+
+    Raises:
+        OSError: If a file cannot be written, or the disk is full.
+    """
+    paths = {pathlib.Path(os.path.realpath(p)): data for p, data in contents.items()}
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
+    first = next(iter(paths))
+    with (
+        _full_disk_told(first),
+        tempfile.TemporaryDirectory(dir=first.parent, prefix=".tfcompress.") as folder,
+    ):
+        moves = []
+        for number, (path, data) in enumerate(paths.items()):
+            staged = pathlib.Path(folder, str(number))
+            staged.write_bytes(data)
+            moves.append((staged, path))
+        replace_together(moves)
 
 
 def save_keras(model, path):

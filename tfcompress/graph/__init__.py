@@ -5,6 +5,7 @@ Everything else sees `Graph` (read-only), `rewrite` (build a changed copy) and `
 """
 
 from tfcompress.graph.flatten import flatten as flatten
+from tfcompress.graph.optimizer_slots import slots_of as slots_of
 from tfcompress.graph.rewrite import built_copy as built_copy
 from tfcompress.graph.rewrite import clone as clone
 from tfcompress.graph.rewrite import freeze_alike as freeze_alike

@@ -214,6 +214,7 @@ def _set_ranges(model, quantizations, grids):
         limits = None if name is None else getattr(quantizations[name], which)
         if limits is not None:
             low, high = (float(np.asarray(limit)) for limit in limits)
+            quantizer.ends_on_grid = False
             quantizer.set_range(site, low, high)
             spans.setdefault(quantizer.name, set()).add((min(low, 0), max(high, 0)))
             used.add((name, which))

@@ -71,8 +71,15 @@ class ChannelPlan:
             found[family.groups[: family.possible(wanted)]] = True
         for groups in self._together:
             if found[groups].all():
-                found[groups[np.argmax(self.scores[groups])]] = False
+                found[self._whole_unit(groups)] = False
         return found
+
+    def _whole_unit(self, groups):
+        """The best of these groups, as many as go together in their family."""
+        best = groups[np.argmax(self.scores[groups])]
+        unit = next((f.unit for f in self.families if best in f.groups), 1)
+        ranked = groups[np.argsort(-self.scores[groups], kind="stable")]
+        return ranked[:unit]
 
     def within(self, fits, steps=_STEPS):
         """The least removal that fits; `None` if even the greatest does not.
@@ -166,13 +173,20 @@ def _families(channels, scores, chosen, round_to, kept):
         names = [producers[i].name for i in indices]
         if not all(name in chosen for name in names):
             continue
-        amounts = [chosen[name] for name in names if chosen[name] is not None]
+        amounts = {chosen[name]: name for name in names if chosen[name] is not None}
+        if len(amounts) > 1:
+            (one, first), (other, second) = list(amounts.items())[:2]
+            raise ValueError(
+                f"Layers {first!r} and {second!r} share their channels, so that the "
+                f"same go in both. Received: amounts of {one} and {other} by rules. "
+                "Give both the same."
+            )
         groups = np.array(groups)
         found.append(
             _Family(
                 groups,
                 scores[groups],
-                amounts[0] if amounts else None,
+                next(iter(amounts), None),
                 _unit(channels, producers[indices[0]], groups, round_to),
             )
         )

@@ -6,12 +6,10 @@ Example:
     ```
 """
 
-import re
-
 import keras
 import numpy as np
 
-from tfcompress.graph import clone, freeze_alike, rewrite
+from tfcompress.graph import clone, freeze_alike, rewrite, slots_of
 
 
 def remove_channels(channels, removed):
@@ -158,17 +156,15 @@ def carry_optimizer(old, new, moved):
             old.trainable_variables, new.trainable_variables, strict=True
         )
     }
-    slots = _slots(new)
-    for name, (owner, before) in _slots(old).items():
+    slots = {key: variable for key, _, variable in _keyed(new)}
+    for key, owner, before in _keyed(old):
         values = before.numpy()
-        if owner is None:
-            target = slots.get(name, (None, None))[1]
-        else:
+        if owner is not None:
             successor, indices = successors[id(owner)]
-            suffix = name[1]
-            target = slots.get((id(successor), suffix), (None, None))[1]
+            key = id(successor), key[1]
             if indices is not None and values.shape == tuple(owner.shape):
                 values = sliced(values, indices)
+        target = slots.get(key)
         if target is None or tuple(target.shape) != values.shape:
             raise ValueError(
                 f"keep_optimizer: cannot tell what becomes of {before.path!r}, a state "
@@ -177,23 +173,15 @@ def carry_optimizer(old, new, moved):
         target.assign(values)
 
 
-def _slots(model):
-    """Dict from (id of the weight, what of it) to the pair of weight and variable."""
-    weights = sorted(model.trainable_variables, key=lambda v: -len(v.path))
-    found = {}
-    for variable in model.optimizer.variables:
-        # Optimizers that Keras makes by itself are numbered.
-        optimizer, _, name = variable.path.partition("/")
-        key, owner = (re.sub(r"_\d+$", "", optimizer), name), None
-        for weight in weights:
-            prefix = weight.path.replace("/", "_") + "_"
-            if variable.name.startswith(prefix):
-                key, owner = (id(weight), variable.name.removeprefix(prefix)), weight
-                break
-        if key in found:
+def _keyed(model):
+    """Triples of a key, the weight (or `None`) and the optimizer's variable."""
+    keys = set()
+    for slot in slots_of(model.optimizer, model.trainable_variables):
+        key = slot.what if slot.weight is None else (id(slot.weight), slot.what)
+        if key in keys:
             raise ValueError(
                 f"keep_optimizer: two states of the optimizer are called "
-                f"{variable.path!r}. Compile the result instead."
+                f"{slot.variable.path!r}. Compile the result instead."
             )
-        found[key] = (owner, variable)
-    return found
+        keys.add(key)
+        yield key, slot.weight, slot.variable

@@ -151,6 +151,8 @@ class Cp:
             max(layer.kernel_size) == 1
         ):
             return "CP needs a Conv1D or Conv2D of more than 1x1"
+        if layer.padding == "causal":
+            return "CP needs another padding than 'causal', which depthwise ones lack"
         if not equal_strides(layer):
             return "CP needs equal strides, as depthwise convolutions do"
         return None

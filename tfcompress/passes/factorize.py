@@ -59,7 +59,8 @@ def factorize(
         parameters: Share of the model's parameters to reach, in (0, 1). Ranks are
             given out where a parameter keeps the most of its kernel's energy.
         rank: Number of terms; a float in (0, 1) is the share of the largest rank; a
-            pair is for Tucker. `"vbmf"` finds it by variational Bayes.
+            pair is for Tucker. `"vbmf"` finds it by variational Bayes; a layer whose
+            kernel is nothing but noise to it stays as it is.
         method: One of the above for convolutions larger than 1x1; the others, and
             Dense, are matrices and always `"svd"`. `"auto"` is `"tucker"`.
         rules: `tfc.Rule`s on layer names, first match wins, with `energy=`, `rank=` or
@@ -208,7 +209,11 @@ def _choose_ranks(graph, candidates, parameters):
         if not candidate.kernel.any():
             candidate.reason = "all zeros"
         elif "rank" in candidate.settings:
-            candidate.settle(_rank(candidate), "not smaller at this rank")
+            rank = _rank(candidate)
+            if rank is None:
+                candidate.reason = "no rank stands out from noise"
+            else:
+                candidate.settle(rank, "not smaller at this rank")
         elif "energy" in candidate.settings:
             curve = METHODS[candidate.method].curve(candidate.kernel)
             _keep_energy(candidate, curve, candidate.settings["energy"])
@@ -227,12 +232,14 @@ def _keep_energy(candidate, curve, energy):
 
 
 def _rank(candidate):
-    """The rank that was asked for, at most the largest there is."""
+    """The rank asked for, at most the largest there is; `None` if VBMF finds none."""
     wanted, kernel = candidate.settings["rank"], candidate.kernel
     method = METHODS[candidate.method]
     full = method.full(kernel)
     if wanted == "vbmf":
         wanted = method.vbmf(kernel)
+        if not np.all(wanted):
+            return None
     if isinstance(full, tuple):
         wanted = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
         return tuple(map(_bounded, wanted, full))

@@ -155,7 +155,7 @@ def verify(
             skipped[name] = str(err)
             continue
         except RuntimeRefusal as err:
-            if name == names[0]:
+            if runtimes is not None or name == names[0]:
                 raise RuntimeRefusal(
                     f"{name} cannot run {os.fspath(path)!r}: {err}"
                 ) from err
