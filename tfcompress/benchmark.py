@@ -140,7 +140,7 @@ def benchmark(
     Args:
         path: Path of a `.tflite` file.
         threads: Numbers of threads, an integer or several; `None` is 1, 2, 4 and so on
-            up to the processors of this process.
+            up to the processors of this process, and these.
         kernels: Kernel sets, of `"xnnpack"` (what LiteRT does by itself), `"builtin"`
             (without XNNPACK) and `"reference"`.
         repeats: Least number of timed inferences of each setting.
@@ -198,7 +198,8 @@ def _threads(threads):
     if threads is None:
         affinity = getattr(os, "sched_getaffinity", None)
         available = len(affinity(0)) if affinity else os.cpu_count() or 1
-        return [2**n for n in range(available.bit_length())]
+        powers = [2**n for n in range(available.bit_length())]
+        return sorted({*powers, available})
     threads = [threads] if isinstance(threads, int) else list(threads)
     if not threads or not all(
         isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in threads

@@ -133,6 +133,25 @@ def test_normalization_takes_the_statistics_of_what_stays(name):
     _assert_equal(_outputs(small, inputs), _outputs(reference, inputs))
 
 
+@pytest.mark.slow
+def test_convnext_loses_channels():
+    """Layer normalization sees less, which masks alone do not show."""
+    model = _randomized(
+        keras.applications.ConvNeXtTiny(
+            input_shape=(32, 32, 3), weights=None, classes=10
+        )
+    )
+    inputs = _inputs(model)
+    plan, removed = _planned(model)
+    small, _ = remove_channels(plan.channels, removed)
+    assert not plan.channels.barriers
+    assert small.count_params() < 0.4 * model.count_params()
+    _mask(plan, removed)
+    reference = _statistics_of_kept(plan, removed)
+    # Rounding adds up over a hundred layers.
+    _assert_equal(_outputs(small, inputs), _outputs(reference, inputs), share=1e-5)
+
+
 _APPLICATIONS = {
     "MobileNetV2": 64,
     "MobileNetV3Small": 64,

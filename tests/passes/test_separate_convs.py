@@ -45,6 +45,37 @@ GEOMETRIES = {
 }
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"depth_multiplier": 2}, {"rank": 5}],
+    ids=["plain", "multiplier", "bottleneck"],
+)
+def test_a_convolution_in_one_dimension_is_that_of_one_row(settings):
+    geometry = {"padding": "same", "strides": 2, "name": "conv"}
+    line = _model(layers.Conv1D(10, 3, **geometry), (9, 6))
+    row = _model(layers.Conv2D(10, (1, 3), **geometry), (1, 9, 6))
+    row.get_layer("conv").set_weights(
+        [line.get_layer("conv").kernel[None], line.get_layer("conv").bias]
+    )
+    found, expected = (
+        tfc.separate_convs(m, return_report=True, **settings) for m in (line, row)
+    )
+    assert any(isinstance(x, layers.DepthwiseConv1D) for x in found[0].layers)
+    x = np.random.default_rng(0).normal(size=(4, 9, 6)).astype("float32")
+    # 1e-5: float32 sums of up to 30 products.
+    np.testing.assert_allclose(found[0](x), expected[0](x[:, None])[:, 0], atol=1e-5)
+    for one, other in zip(found[1].changes, expected[1].changes, strict=True):
+        assert one.error == pytest.approx(other.error, rel=1e-4)
+        assert one.parameters_after == other.parameters_after < one.parameters_before
+
+
+def test_a_causal_convolution_is_left_alone():
+    model = _model(layers.Conv1D(10, 3, padding="causal", name="conv"), (9, 6))
+    found, report = tfc.separate_convs(model, return_report=True)
+    assert found.count_params() == model.count_params()
+    assert "no causal padding" in report.changes[0].what
+
+
 @pytest.mark.parametrize("multiplier", [1, 2])
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_the_parts_compute_with_the_best_separable_kernel(name, multiplier):

@@ -14,7 +14,7 @@ from tfcompress.numerics.range_estimation import METHODS as HISTOGRAM_METHODS
 RANGES = ("minmax", "moving_average", *HISTOGRAM_METHODS)
 WEIGHTS = ("max", "learned_step", "ternary", "binary")
 # What may differ from layer to layer. Activations may not: layers share their scales,
-# and a TFLite file has activations of one width.
+# and our export writes activations of one width.
 OF_WEIGHTS = (
     "weight_bits",
     "per_channel",

@@ -9,6 +9,8 @@ Example:
     ```
 """
 
+import math
+
 from keras import layers
 
 from tfcompress.graph import rewrite
@@ -43,11 +45,12 @@ def separate_convs(
 ):
     """Returns a model with depthwise-separable convolutions in the place of k x k ones.
 
-    Each Conv2D of more than 1x1 becomes a DepthwiseConv2D and a 1x1 Conv2D whose
-    product is the least-squares approximation of its kernel; with `rank`, a 1x1, a
-    depthwise and a 1x1 convolution (a bottleneck). Most kernels are far from separable:
-    see the errors, and train on. What would not get smaller is left alone, and the
-    report says so. Grouped convolutions are not considered.
+    Each Conv2D of more than 1x1 becomes a DepthwiseConv2D and a 1x1 Conv2D (a Conv1D
+    the same in one dimension) whose product is the least-squares approximation of its
+    kernel; with `rank`, a 1x1, a depthwise and a 1x1 convolution (a bottleneck). Most
+    kernels are far from separable: see the errors, and train on. What would not get
+    smaller is left alone, and the report says so. Grouped convolutions are not
+    considered.
 
     Args:
         model: Built `keras.Model`. It is not changed; nested
@@ -97,7 +100,7 @@ def _convolutions(graph):
     found = {
         call.operation.name: call.operation
         for call in graph.calls
-        if type(call.operation) is layers.Conv2D
+        if type(call.operation) in (layers.Conv1D, layers.Conv2D)
         and surgery.has_plain_kernel(call.operation)
         and max(call.operation.kernel_size) > 1
         and call.operation.groups == 1
@@ -105,8 +108,8 @@ def _convolutions(graph):
     if not found:
         kinds = sorted({type(call.operation).__name__ for call in graph.calls})
         raise ValueError(
-            "`tfc.separate_convs` needs Conv2D layers of more than 1x1 and one group. "
-            f"Received: model {graph.model.name!r} of {', '.join(kinds)}"
+            "`tfc.separate_convs` needs Conv1D or Conv2D layers of more than 1x1 and "
+            f"one group. Received: model {graph.model.name!r} of {', '.join(kinds)}"
         )
     return found
 
@@ -120,6 +123,8 @@ def _separated(layer, settings, taken):
 
     if not equal_strides(layer):
         return stays("depthwise convolutions need equal strides")
+    if layer.padding == "causal":
+        return stays("depthwise convolutions have no causal padding")
     kernel = lowered.numpy(layer.kernel)
     if settings["rank"] is not None:
         rank = settings["rank"]
@@ -139,11 +144,11 @@ def _separated(layer, settings, taken):
 
 
 def _two_parts(layer, kernel, multiplier):
-    height, width, inputs, outputs = kernel.shape
-    multiplier = min(multiplier, height * width, outputs)
+    *places, inputs, outputs = kernel.shape
+    multiplier = min(multiplier, math.prod(places), outputs)
     depthwise, pointwise = factorization.separable(kernel, multiplier)
     by_channel = pointwise.reshape(inputs, multiplier, outputs)
-    # (height, width, in, 1, multiplier) @ (in, multiplier, out)
+    # (..., in, 1, multiplier) @ (in, multiplier, out)
     together = (depthwise[..., None, :] @ by_channel)[..., 0, :]
     found = [
         Part(depthwise, depthwise=True, geometry=whole(layer)),

@@ -67,7 +67,7 @@ def quantize_to_accuracy(
             0, in its own unit.
         config: As of `quantize_aware`.
         fallback: `"float"`, or `"int16"`: before any layer is left float all
-            activations get 16 bits (a TFLite file has activations of one width).
+            activations get 16 bits (activations of one model have one width here).
         most_float: Largest fraction of the rounded tensors' layers to leave float.
         on_files: Whether `evaluate` gets files: a float32 one for the baseline, then
             integer ones with float inputs and outputs.
