@@ -6,6 +6,7 @@ import sys
 
 import keras
 import numpy as np
+import onnx
 import pytest
 from networks import compiled, conv_net, image_data
 
@@ -99,6 +100,38 @@ def test_other_values_are_no_success(files, monkeypatch):
     )
     with pytest.raises(ValueError, match="outputs differ by 0.091 of the largest"):
         tfc.check_opencv(files / "float.onnx")
+
+
+def test_a_file_that_takes_all_memory_is_refused(tmp_path):
+    """Eight billion zeros in a few bytes, which ONNX Runtime computes as it loads."""
+    shape = onnx.helper.make_tensor("shape", onnx.TensorProto.INT64, [1], [2**33])
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+            onnx.helper.make_node("ReduceSum", ["zeros"], ["sum"]),
+            onnx.helper.make_node("Add", ["x", "sum"], ["y"]),
+        ],
+        "large",
+        [info("x", onnx.TensorProto.FLOAT, [1, 2])],
+        [info("y", onnx.TensorProto.FLOAT, [1, 2])],
+        [shape],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    path = tmp_path / "large.onnx"
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match="ONNX Runtime cannot load '.*large.onnx'"):
+        tfc.check_opencv(path)
+
+
+def test_a_damaged_or_missing_file_is_named(tmp_path):
+    path = tmp_path / "m.onnx"
+    with pytest.raises(FileNotFoundError, match="m.onnx"):
+        tfc.check_opencv(path)
+    path.write_bytes(b"no model")
+    with pytest.raises(ValueError, match="cannot load '.*m.onnx': .*[Pp]rotobuf"):
+        tfc.check_opencv(path)
 
 
 def test_without_opencv_the_error_names_the_extra(files, monkeypatch):

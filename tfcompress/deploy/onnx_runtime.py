@@ -11,13 +11,48 @@ Example:
 import os
 import pathlib
 import statistics
+import tempfile
 import time
 
 import numpy as np
 
+from tfcompress.deploy.programs import run_script
 from tfcompress.deploy.quiet import quiet
 
 _WARM_UP = 5
+_CHILD = pathlib.Path(__file__).with_name("onnx_child.py")
+
+# Memory to load a file in, beside the file itself, and how often that may be there.
+_MEMORY_BYTES, _COPIES = 3 * 2**30, 8
+
+
+def check_loads(path, timeout_sec):
+    """Loads a file of whatever origin in a process of its own first.
+
+    Args:
+        path: Path of an `.onnx` file.
+        timeout_sec: Seconds after which it is given up.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If ONNX Runtime refuses the file, or loading it ended its process or
+            took more time or memory than a file of that size has need of.
+    """
+    name = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"No such .onnx file: {name!r}")
+    memory = _MEMORY_BYTES + _COPIES * os.path.getsize(path)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [os.path.abspath(path), str(memory)]
+        done = run_script(_CHILD, arguments, pathlib.Path(folder), timeout_sec)
+    failed = f"ONNX Runtime cannot load {name!r}: "
+    if done.code is None:
+        raise ValueError(f"{failed}it did not finish in {timeout_sec} seconds")
+    if done.crash:
+        raise ValueError(f"{failed}it ended its process ({done.crash})")
+    if done.code:
+        lines = done.output.strip().splitlines()
+        raise ValueError(failed + (lines[-1] if lines else f"exit code {done.code}"))
 
 
 class ONNXRunner:

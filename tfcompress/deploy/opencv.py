@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfcompress.deploy.onnx_runtime import ONNXRunner
+from tfcompress.deploy.onnx_runtime import ONNXRunner, check_loads
 from tfcompress.deploy.programs import check_timeout, installed, run_script
 
 # The new one first: it is OpenCV's default and takes batches.
@@ -74,6 +74,7 @@ def check_opencv(path, inputs=None, *, threads=1, repeats=0, timeout_sec=120):
             reasons.
     """
     check_timeout(timeout_sec)
+    check_loads(path, timeout_sec)
     runner = ONNXRunner(path)
     if not installed("cv2"):
         raise ImportError(
