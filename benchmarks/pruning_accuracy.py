@@ -8,7 +8,7 @@ the folder, so that an interrupted run goes on.
 
 Usage:
     python benchmarks/pruning_accuracy.py --seeds=3 --epochs=12
-    python benchmarks/pruning_accuracy.py --seeds=3 --epochs=60 --only=default,TFMOT
+    python benchmarks/pruning_accuracy.py --seeds=3 --epochs=60 --only=tfc.Pruning,TFMOT
 """
 
 import argparse
