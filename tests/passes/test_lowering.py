@@ -6,7 +6,9 @@ import pytest
 from architectures import ARCHITECTURES, examples
 from keras import layers, ops
 
+import tfcompress as tfc
 from tfcompress.graph import Graph, functional
+from tfcompress.layers import FakeQuant
 from tfcompress.passes import quantize_rules as rules
 from tfcompress.passes.lowering import functional_form, lower
 
@@ -171,3 +173,46 @@ def test_a_layer_that_does_nothing_at_inference_is_kept_for_training():
     inputs = keras.Input((4,))
     result = lower(keras.Model(inputs, Noise(name="noise")(inputs)))
     assert result.identities == {"noise"}
+
+
+NEUTRAL = {
+    "x * 1": lambda x: x * 1.0,
+    "1 * x": lambda x: 1.0 * x,
+    "x / 1": lambda x: x / 1.0,
+    "x + 0": lambda x: x + 0.0,
+    "0 + x": lambda x: 0.0 + x,
+    "x - 0": lambda x: x - 0.0,
+}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_what_changes_nothing_is_not_rounded_again(name, tmp_path):
+    """InceptionResNetV2 ends so: the converter refused two roundings in a row."""
+    inputs = keras.Input((1, 1, 3))
+    x = layers.Conv2D(4, 1, name="first")(inputs)
+    y = NEUTRAL[name](layers.Conv2D(4, 1, name="second")(x))
+    model = keras.Model(inputs, layers.Conv2D(3, 1)(layers.Add(name="sum")([x, y])))
+    data = np.random.default_rng(0).normal(size=(64, 1, 1, 3)).astype("float32")
+    qat = tfc.quantize_aware(model, calibration_data=data)
+    names = [q.name for q in tfc.graph.find_layers(qat, FakeQuant)]
+    assert len(names) == 5 and {"second_quant", "sum_quant"} < set(names)
+    # As training would, where it sees the two at other steps.
+    for quantizer in tfc.graph.find_layers(qat, FakeQuant):
+        low, high = quantizer.range()
+        quantizer.set_range(0, 1.05 * low, 0.97 * high)
+    result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8")
+    assert result.fully_integer and result.operators["CONV_2D"] == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x * np.float32([1, 2]), lambda x: x + 0.5, lambda x: 0.0 - x],
+    ids=["vector", "not 0", "from 0"],
+)
+def test_what_changes_something_stays(change):
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, change(inputs))
+    x = np.random.default_rng(0).uniform(-1, 1, (64, 2)).astype("float32")
+    qat = tfc.quantize_aware(model, calibration_data=x)
+    # Half a step of 3 / 255 at the input (twice at most), and at the output.
+    np.testing.assert_allclose(qat(x), model(x), atol=0.03)

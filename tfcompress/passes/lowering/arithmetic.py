@@ -9,6 +9,29 @@ def _is_tensor(value):
     return isinstance(value, keras.KerasTensor)
 
 
+def _is(value, number):
+    return not _is_tensor(value) and np.ndim(value) == 0 and float(value) == number
+
+
+def product(operation):
+    """A product with 1 is what it multiplies.
+
+    The converter drops it, and then has two roundings in a row, of which some
+    operations behind them bear but one.
+    """
+    return lambda x1, x2: x1 if _is(x2, 1) else x2 if _is(x1, 1) else None
+
+
+def total(operation):
+    """A sum with 0, dropped by the converter too, is what it is added to."""
+    return lambda x1, x2: x1 if _is(x2, 0) else x2 if _is(x1, 0) else None
+
+
+def difference(operation):
+    """The same of `x - 0`."""
+    return lambda x1, x2: x1 if _is(x2, 0) else None
+
+
 def negative(operation):
     """`-x` as a product."""
     return lambda x: ops.multiply(x, -1.0)
@@ -23,6 +46,8 @@ def divide(operation):
     """A quotient: by a constant a product, by a tensor `x * 1 / y`."""
 
     def form(x1, x2):
+        if _is(x2, 1):
+            return x1
         if not _is_tensor(x2):
             return ops.multiply(x1, 1.0 / np.asarray(x2, "float32"))
         return ops.multiply(x1, reciprocal_of(x2))
@@ -159,6 +184,9 @@ OPERATIONS = {
     "Split": split,
     "Negative": negative,
     "Square": square,
+    "Add": total,
+    "Multiply": product,
+    "Subtract": difference,
     "Divide": divide,
     "TrueDivide": divide,
     "Reciprocal": reciprocal,
