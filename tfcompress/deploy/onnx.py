@@ -21,7 +21,11 @@ from tfcompress.checks import check_batch_size, check_model
 from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
 from tfcompress.deploy.integers import check_weights
 from tfcompress.deploy.onnx_graph import drop_absorbed_relus, store_integer_weights
-from tfcompress.deploy.onnx_runtime import ONNXRunner
+from tfcompress.deploy.onnx_runtime import (
+    MOST_ROUNDING,
+    ONNXRunner,
+    relative_differences,
+)
 from tfcompress.deploy.quiet import quiet
 from tfcompress.graph import (
     Graph,
@@ -40,13 +44,11 @@ from tfcompress.passes.strip import strip
 
 _CHECKED_EXAMPLES = 8
 _OPSETS = range(13, 19)
-# Of the largest output: float sums in another order; one rounding step of 8 bits that
-# falls the other way in an early layer can grow to a few at the output. ONNX Runtime's
-# fused integer kernels round differently in each layer, and a softmax turns two steps
-# of a score into ten of a probability: of them the mean over the mean is checked.
+# Of the largest output: float sums in another order.
 _FLOAT_TOLERANCE = 1e-3
-_INTEGER_TOLERANCE = 8 / 255
-_FUSED_TOLERANCE = 0.1
+# Of the outputs' root mean square, where each operation is computed as the file says and
+# only float sums have another order (see also `MOST_ROUNDING`).
+_INTEGER_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,14 @@ def export_onnx(model, path, *, opset=17, batch_size=None):
         try:
             _check_and_save(converted, temporary)
             inputs = _examples(plain, batch_size or _CHECKED_EXAMPLES)
-            exact, _ = _difference(temporary, plain, inputs, fused=False)
-            difference, mean = _difference(temporary, plain, inputs)
+            exact = _difference(temporary, plain, inputs, fused=False)
+            fused = _difference(temporary, plain, inputs)
         except Exception as err:
             raise ValueError(
                 f"Model {model.name!r} has an operation that ONNX Runtime cannot run: "
                 f"{err}"
             ) from err
-        _check_differences(model, path, quantized, exact, difference, mean)
+        _check_differences(model, path, quantized, exact, fused)
         content = pathlib.Path(temporary).read_bytes()
     counts = collections.Counter(node.op_type for node in converted.graph.node)
     return ONNXExport(
@@ -135,7 +137,7 @@ def export_onnx(model, path, *, opset=17, batch_size=None):
         opset=opset,
         operators=dict(counts.most_common()),
         integer_weights=integer_weights,
-        largest_difference=difference,
+        largest_difference=fused[0],
     )
 
 
@@ -193,15 +195,16 @@ def _check_and_save(converted, path):
     onnx.save(converted, os.fspath(path))
 
 
-def _check_differences(model, path, quantized, exact, difference, mean):
+def _check_differences(model, path, quantized, exact, fused):
     """Raises unless what ONNX Runtime computes differs by rounding alone."""
-    tolerance = _INTEGER_TOLERANCE if quantized else _FLOAT_TOLERANCE
-    checks = [(exact, tolerance, "the largest")]
+    (exact_largest, exact_rms), (fused_largest, fused_rms) = exact, fused
     if quantized:
-        checks.append((mean, _FUSED_TOLERANCE, "the output, in the mean,"))
+        of = "the outputs, as a root mean square,"
+        checks = [(exact_rms, _INTEGER_TOLERANCE), (fused_rms, MOST_ROUNDING)]
     else:
-        checks.append((difference, tolerance, "the largest"))
-    for found, limit, of in checks:
+        of = "the largest"
+        checks = [(found, _FLOAT_TOLERANCE) for found in (exact_largest, fused_largest)]
+    for found, limit in checks:
         # So that a NaN fails too.
         if not found <= limit:
             raise ValueError(
@@ -212,7 +215,7 @@ def _check_differences(model, path, quantized, exact, difference, mean):
 
 
 def _difference(path, model, inputs, *, fused=True):
-    """Differences from Keras: largest over largest output, and mean over mean.
+    """The `relative_differences` from Keras.
 
     Args:
         path: Path of the file.
@@ -222,14 +225,7 @@ def _difference(path, model, inputs, *, fused=True):
     """
     expected = keras.tree.flatten(flat_call(model)(*inputs))
     found = ONNXRunner(path, fused=fused).predict(inputs)
-    pairs = [
-        (np.abs(f - np.asarray(e)), np.abs(e))
-        for f, e in zip(found, expected, strict=True)
-    ]
-    return [
-        float(np.max([of(off) / max(of(size), 1e-9) for off, size in pairs]))
-        for of in (np.max, np.mean)
-    ]
+    return relative_differences(found, [np.asarray(value) for value in expected])
 
 
 def _examples(model, count):

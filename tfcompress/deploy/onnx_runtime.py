@@ -19,6 +19,12 @@ import numpy as np
 from tfcompress.deploy.programs import run_script
 from tfcompress.deploy.quiet import quiet
 
+# What rounding may make of a file of integers that another set of kernels runs, as the
+# `relative_differences` of squares: 12 dB, as for `tfc.verify`. A step that falls the
+# other way in each layer grows on its way through a deep network; what is wrong is off
+# by the size of the output.
+MOST_ROUNDING = 0.25
+
 _WARM_UP = 5
 _CHILD = pathlib.Path(__file__).with_name("onnx_child.py")
 
@@ -161,3 +167,28 @@ def _random(tensor, count, rng):
 
 
 _NUMPY = {"tensor(int32)": np.int32, "tensor(int64)": np.int64, "tensor(bool)": bool}
+
+
+def relative_differences(found, expected):
+    """How far outputs are from others: `(largest, root mean square)`, as shares.
+
+    Args:
+        found: List of arrays.
+        expected: List of arrays of the same sizes.
+
+    Returns:
+        The largest difference as a share of the largest value, and the root mean square
+        of the differences as a share of that of the values; of the worst output.
+    """
+    pairs = [
+        (np.abs(f.reshape(e.shape) - e), np.abs(e))
+        for f, e in zip(found, expected, strict=True)
+    ]
+    return tuple(
+        float(np.max([of(off) / max(of(size), 1e-9) for off, size in pairs]))
+        for of in (np.max, _root_mean_square)
+    )
+
+
+def _root_mean_square(values):
+    return np.sqrt(np.mean(np.square(values, dtype="float64")))
