@@ -46,8 +46,8 @@ _CHECKED_EXAMPLES = 8
 _OPSETS = range(13, 19)
 # Of the largest output: float sums in another order.
 _FLOAT_TOLERANCE = 1e-3
-# Of the outputs' root mean square, where each operation is computed as the file says and
-# only float sums have another order (see also `MOST_ROUNDING`).
+# Of the outputs' root mean square, where each operation is computed as the file says
+# and only float sums have another order (see also `MOST_ROUNDING`).
 _INTEGER_TOLERANCE = 0.1
 
 
