@@ -171,12 +171,8 @@ def _run(path, folder, outputs, repeats, timeout_sec):
     done = run_script(_CHILD, arguments, folder, timeout_sec)
     if done.code == 0:
         return
-    if done.code is None:
-        why = f"it did not finish in {timeout_sec} seconds"
-    elif done.crash:
-        why = f"it ended its process ({done.crash})"
-    else:
-        why = _reason(done.output)
+    said = done.code is not None and not done.crash
+    why = _reason(done.output) if said else done.trouble(timeout_sec)
     raise ValueError(f"TFLite Micro cannot run {os.fspath(path)!r}: {why}.")
 
 

@@ -51,14 +51,9 @@ def check_loads(path, timeout_sec):
     with tempfile.TemporaryDirectory() as folder:
         arguments = [os.path.abspath(path), str(memory)]
         done = run_script(_CHILD, arguments, pathlib.Path(folder), timeout_sec)
-    failed = f"ONNX Runtime cannot load {name!r}: "
-    if done.code is None:
-        raise ValueError(f"{failed}it did not finish in {timeout_sec} seconds")
-    if done.crash:
-        raise ValueError(f"{failed}it ended its process ({done.crash})")
-    if done.code:
-        lines = done.output.strip().splitlines()
-        raise ValueError(failed + (lines[-1] if lines else f"exit code {done.code}"))
+    trouble = done.trouble(timeout_sec)
+    if trouble:
+        raise ValueError(f"ONNX Runtime cannot load {name!r}: {trouble}")
 
 
 class ONNXRunner:

@@ -125,13 +125,9 @@ def _run(path, runner, inputs, settings, timeout_sec):
         np.savez(folder / "inputs.npz", names=names, **arrays)
         arguments = [os.path.abspath(path), *map(str, settings)]
         done = run_script(_CHILD, arguments, folder, timeout_sec)
-        if done.code is None:
-            raise ValueError(f"it did not finish in {timeout_sec} seconds")
-        if done.crash:
-            raise ValueError(f"it ended its process ({done.crash})")
-        if done.code:
-            lines = [line.strip() for line in done.output.splitlines() if line.strip()]
-            raise ValueError(lines[-1] if lines else f"exit code {done.code}")
+        trouble = done.trouble(timeout_sec)
+        if trouble:
+            raise ValueError(trouble)
         with np.load(folder / "outputs.npz") as arrays:
             found = dict(arrays)
     milliseconds = float(found.pop("milliseconds"))

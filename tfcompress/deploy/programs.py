@@ -41,6 +41,21 @@ class Finished:
         number = -self.code if self.code < 0 else self.code - 128
         return signal.Signals(number).name if number in signal.valid_signals() else None
 
+    def trouble(self, timeout_sec):
+        """Why it did not end well, in a few words; `None` if it did.
+
+        Args:
+            timeout_sec: Seconds that it had.
+        """
+        if self.code is None:
+            return f"it did not finish in {timeout_sec} seconds"
+        if self.crash:
+            return f"it ended its process ({self.crash})"
+        if self.code:
+            lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+            return lines[-1] if lines else f"exit code {self.code}"
+        return None
+
 
 def run_program(command, folder, timeout_sec, *, environment=None):
     """Runs a program to its end, or kills it and its children after a while.
