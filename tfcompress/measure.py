@@ -22,7 +22,7 @@ from tfcompress.checks import batches, check_model
 from tfcompress.deploy.files import gzip_bytes
 from tfcompress.deploy.runtime import TFLiteRunner, latency_ms
 from tfcompress.deploy.tflite_file import FLOAT_TYPES, damage_named, read_tflite
-from tfcompress.graph import find_layers, flat_call, kernels
+from tfcompress.graph import check_scopes, find_layers, flat_call, kernels
 from tfcompress.passes.quantize_rules import KERNELS
 from tfcompress.passes.strip import strip
 
@@ -339,6 +339,7 @@ def model_macs(model):
     if not getattr(model, "inputs", None):
         return None
     specs = [tf.TensorSpec((1, *t.shape[1:]), t.dtype) for t in model.inputs]
+    check_scopes(model)
     infer = tf.function(flat_call(model), autograph=False)
     return _graph_macs(infer.get_concrete_function(*specs).graph)
 
@@ -435,6 +436,7 @@ class _Inputs:
 
 def keras_runner(model):
     """A function that runs a model on a list of inputs, as a list of arrays."""
+    check_scopes(model)
     infer = tf.function(flat_call(model), autograph=False)
 
     # Traced by hand: a `tf.function` made for each model that is measured looks to

@@ -467,11 +467,36 @@ def test_a_batch_size_that_is_none(batch_size, tmp_path):
     assert (tmp_path / "m").read_bytes() == b"older"
 
 
+class Fails(layers.Layer):
+    def call(self, inputs, training=None):
+        if training is False:
+            raise RuntimeError("no luck")
+        return inputs
+
+
 def test_an_error_within_a_layer_is_told_without_what_it_was_called_with(tmp_path):
-    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="my layer")])
-    with pytest.raises(ValueError, match="refuses model") as error:
+    model = keras.Sequential([keras.Input((4,)), Fails(), layers.Dense(2)])
+    with pytest.raises(ValueError, match="refuses model .*no luck") as error:
         tfc.export_tflite(model, tmp_path / "m")
-    assert "my layer" in str(error.value) and "kwargs" not in str(error.value)
+    assert "kwargs" not in str(error.value)
+
+
+USES = {
+    "export_tflite": tfc.export_tflite,
+    "export_onnx": tfc.export_onnx,
+    "measure": lambda model, _: tfc.measure(model, (np.ones((8, 4)), np.zeros(8))),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_name_that_no_graph_takes_is_refused_before_keras_stumbles(use, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="my layer")])
+    with pytest.raises(ValueError, match="'my layer' of model .* letters, digits"):
+        USES[use](model, tmp_path / "m")
+    # Keras would put the model's name in front of all that is built from then on.
+    other = layers.Dense(2, name="a")
+    other.build((None, 4))
+    assert other.kernel.path == "a/kernel"
 
 
 def test_through_a_link_the_file_itself_is_written(tmp_path):

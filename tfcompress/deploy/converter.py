@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfcompress.checks import batches
 from tfcompress.deploy.quiet import quiet
-from tfcompress.graph import flat_call, symbolic_inputs
+from tfcompress.graph import check_scopes, flat_call, symbolic_inputs
 
 IO_TYPES = {"int8": tf.int8, "uint8": tf.uint8, "float32": tf.float32}
 _COLOURS = re.compile(r"\x1b\[\d+m")
@@ -147,6 +147,7 @@ def has_loop(folder):
 
 
 def _save(model, batch_size, folder):
+    check_scopes(model)
     specs = [
         tf.TensorSpec((batch_size, *tensor.shape[1:]), tensor.dtype, name=f"input_{i}")
         for i, tensor in enumerate(symbolic_inputs(model))

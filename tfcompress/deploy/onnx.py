@@ -29,6 +29,7 @@ from tfcompress.deploy.onnx_runtime import (
 from tfcompress.deploy.quiet import quiet
 from tfcompress.graph import (
     Graph,
+    check_scopes,
     find_layers,
     flat_call,
     functional,
@@ -169,6 +170,7 @@ def _graph_and_weights(model):
 def _convert(model, opset, batch_size):
     import tf2onnx
 
+    check_scopes(model)
     python_logging.getLogger("tf2onnx").setLevel(python_logging.ERROR)
     signature = [
         tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype, name=t.name)

@@ -19,6 +19,7 @@ from tfcompress.graph.taps import tapped as tapped
 from tfcompress.graph.view import Graph as Graph
 from tfcompress.graph.view import activation_name as activation_name
 from tfcompress.graph.view import calls_between as calls_between
+from tfcompress.graph.view import check_scopes as check_scopes
 from tfcompress.graph.view import config_text as config_text
 from tfcompress.graph.view import flat_call as flat_call
 from tfcompress.graph.view import functional as functional

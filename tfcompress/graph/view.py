@@ -9,8 +9,11 @@ Example:
 """
 
 import json
+import re
 
 import keras
+
+_SCOPE = re.compile(r"[A-Za-z0-9_.>-]+")
 
 
 class Graph:
@@ -123,6 +126,24 @@ def symbolic_inputs(model):
             "x = keras.Input(shape); keras.Model(x, model(x))."
         )
     return inputs
+
+
+def check_scopes(model):
+    """Raises unless every layer has a name that TensorFlow's graphs take.
+
+    Keras finds out in the middle of a call, and from then on puts the names of the
+    layers around it in front of every variable that it makes.
+
+    Raises:
+        ValueError: If one has not.
+    """
+    wrong = [x.name for x in model._flatten_layers() if not _SCOPE.fullmatch(x.name)]
+    if wrong:
+        raise ValueError(
+            f"Layer {wrong[0]!r} of model {model.name!r} has a name that no TensorFlow "
+            "graph takes: letters, digits and _ . - only. Build the model with "
+            "another, and give it the weights: new.set_weights(model.get_weights())."
+        )
 
 
 def flat_call(model):
