@@ -27,6 +27,7 @@ from tfcompress.selection import Rule, select
 
 _METRICS = ("accuracy", "loss")
 _BATCH = 128
+_MOST_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -238,10 +239,21 @@ def _mean(of_batch, held):
     """Mean over batches that run at once; `of_batch` gives a sum and a count."""
     # The first alone: what runs on it is traced, which threads would do once each.
     found = [of_batch(*held[0])]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found += pool.map(lambda batch: of_batch(*batch), held[1:])
+    with concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
+        try:
+            found += pool.map(lambda batch: of_batch(*batch), held[1:])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     totals, counts = zip(*found, strict=True)
     return sum(totals) / sum(counts)
+
+
+def _threads():
+    # Each holds the activations of a batch.
+    if tf.config.list_physical_devices("GPU"):
+        return 1
+    return min(os.cpu_count() or 1, _MOST_THREADS)
 
 
 def _shared_out(costs, sparsities, sizes, total):

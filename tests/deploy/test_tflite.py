@@ -499,6 +499,24 @@ def test_a_name_that_no_graph_takes_is_refused_before_keras_stumbles(use, tmp_pa
     assert other.kernel.path == "a/kernel"
 
 
+def test_the_name_of_a_model_is_the_outermost_scope(tmp_path):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2)(inputs), name="_net")
+    with pytest.raises(ValueError, match="'_net' of model '_net'"):
+        tfc.export_tflite(model, tmp_path / "m")
+
+
+def test_an_input_may_have_any_name(tmp_path):
+    inputs = keras.Input((4,), name="my input")
+    model = keras.Model(inputs, layers.Dense(2)(inputs))
+    tfc.export_tflite(model, tmp_path / "m")
+    x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    qat = tfc.quantize_aware(model, calibration_data=x)
+    qat.compile("sgd", "mse")
+    qat.fit(x, x[:, :2], verbose=0)
+    assert tfc.export_tflite(qat, tmp_path / "q", kind="int8").fully_integer
+
+
 def test_through_a_link_the_file_itself_is_written(tmp_path):
     (tmp_path / "old.tflite").write_bytes(b"older")
     (tmp_path / "link.tflite").symlink_to("old.tflite")

@@ -204,6 +204,16 @@ def test_what_changes_nothing_is_not_rounded_again(name, tmp_path):
     assert result.fully_integer and result.operators["CONV_2D"] == 3
 
 
+@pytest.mark.parametrize("name", ["1 * x", "x * 1", "0 + x", "x + 0"])
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool"])
+def test_what_makes_real_numbers_of_others_stays(name, dtype):
+    inputs = keras.Input((4,), dtype=dtype)
+    model = keras.Model(inputs, layers.Dense(3)(NEUTRAL[name](inputs)))
+    x = np.random.default_rng(0).integers(0, 2, (8, 4)).astype(dtype)
+    simple = _lowered(model)
+    np.testing.assert_allclose(simple(x), model(x), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "change",
     [lambda x: x * np.float32([1, 2]), lambda x: x + 0.5, lambda x: 0.0 - x],

@@ -123,10 +123,11 @@ class MaskedWeight:
         self.apply_mask()
 
     def forget_regrown(self, slot):
-        """Sets to zero what an optimizer remembers of the weights that grew just now.
+        """Sets a momentum to zero where weights grew just now.
 
         Gradients reach what is masked too: a momentum of that time would push the new
-        weight before it has a gradient of its own.
+        weight before it has a gradient of its own. Averages of squares stay, which
+        bound steps (RigL's own code clears them too).
         """
         if tuple(slot.shape) == self._regrown.shape:
             values = slot.value

@@ -381,7 +381,7 @@ class Pruning(keras.callbacks.Callback):
         for pruned, gradient in zip(self._pruned, gradients, strict=True):
             pruned.regrow(fraction, step, gradient)
             for slot in slots:
-                if slot.weight is pruned.variable:
+                if slot.weight is pruned.variable and slot.what == "momentum":
                     pruned.forget_regrown(slot.variable)
 
     def _read_signals(self):

@@ -75,28 +75,32 @@ def replace_together(moves):
     replaced is put back.
 
     Args:
-        moves: Pairs `(source, target)` of paths in one file system.
+        moves: Pairs `(source, target)` of paths, each in one file system.
 
     Raises:
         OSError: If a target cannot be replaced.
     """
     undo = []
-    with tempfile.TemporaryDirectory(dir=pathlib.Path(moves[0][0]).parent) as folder:
+    with contextlib.ExitStack() as stack:
         try:
-            for number, (source, target) in enumerate(moves):
+            for source, target in moves:
                 old = None
                 if os.path.lexists(target):
-                    old = pathlib.Path(folder, str(number))
+                    # Beside it: putting back must not need another file system.
+                    folder = stack.enter_context(_folder_beside(target))
+                    old = folder / "old"
                     shutil.copy2(target, old, follow_symlinks=False)
                 # Before the step, since an interrupt may come right behind it.
                 undo.append((old, target))
                 os.replace(source, target)
         except BaseException:
             for old, target in reversed(undo):
-                if old is not None:
-                    os.replace(old, target)
-                else:
-                    pathlib.Path(target).unlink(missing_ok=True)
+                # One that cannot be put back keeps no other from it.
+                with contextlib.suppress(OSError):
+                    if old is not None:
+                        os.replace(old, target)
+                    else:
+                        pathlib.Path(target).unlink(missing_ok=True)
             raise
 
 
@@ -104,7 +108,7 @@ def write_together(contents):
     """Writes files so that all of them are new, or all as they were.
 
     Args:
-        contents: Dict from path to bytes, all in one file system. Folders are made.
+        contents: Dict from path to bytes. Folders are made.
 
     Raises:
         OSError: If a file cannot be written, or the disk is full.
@@ -113,17 +117,22 @@ def write_together(contents):
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_writable(path)
-    first = next(iter(paths))
-    with (
-        _full_disk_told(first),
-        tempfile.TemporaryDirectory(dir=first.parent, prefix=".tfcompress.") as folder,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_full_disk_told(next(iter(paths))))
         moves = []
-        for number, (path, data) in enumerate(paths.items()):
-            staged = pathlib.Path(folder, str(number))
+        for path, data in paths.items():
+            staged = stack.enter_context(_folder_beside(path)) / "new"
             staged.write_bytes(data)
             moves.append((staged, path))
         replace_together(moves)
+
+
+@contextlib.contextmanager
+def _folder_beside(path):
+    with tempfile.TemporaryDirectory(
+        dir=pathlib.Path(path).parent, prefix=".tfcompress."
+    ) as folder:
+        yield pathlib.Path(folder)
 
 
 def save_keras(model, path):

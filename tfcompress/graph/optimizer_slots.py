@@ -7,6 +7,7 @@ Example:
     ```
 """
 
+import collections
 import re
 from dataclasses import dataclass
 
@@ -39,17 +40,24 @@ def slots_of(optimizer, weights):
     Returns:
         List of `Slot`.
     """
-    # Of names that start alike the longest is meant.
-    weights = sorted(weights, key=lambda v: -len(v.path))
+    by_path = {}
+    for weight in weights:
+        by_path.setdefault(weight.path, []).append(weight)
+    # Of names that start alike the longest is meant; of equal ones each in its turn.
+    paths = sorted(by_path, key=lambda path: -len(path))
+    turns = collections.Counter()
     found = []
     for variable in optimizer.variables:
         # Optimizers that Keras makes by itself are numbered.
         kind, _, name = variable.path.partition("/")
         slot = Slot(None, (re.sub(r"_\d+$", "", kind), name), variable)
-        for weight in weights:
-            prefix = weight.path.replace("/", "_") + "_"
+        for path in paths:
+            prefix = path.replace("/", "_") + "_"
             if variable.name.startswith(prefix):
-                slot = Slot(weight, variable.name.removeprefix(prefix), variable)
+                what = variable.name.removeprefix(prefix)
+                turn = turns[path, what] % len(by_path[path])
+                turns[path, what] += 1
+                slot = Slot(by_path[path][turn], what, variable)
                 break
         found.append(slot)
     return found

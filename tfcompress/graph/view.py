@@ -137,7 +137,14 @@ def check_scopes(model):
     Raises:
         ValueError: If one has not.
     """
-    wrong = [x.name for x in model._flatten_layers() if not _SCOPE.fullmatch(x.name)]
+    # Inputs are not called, and may be called anything.
+    wrong = [
+        x.name
+        for x in model._flatten_layers()
+        if not (isinstance(x, keras.layers.InputLayer) or _SCOPE.fullmatch(x.name))
+    ]
+    # The outermost scope is more particular.
+    wrong += [] if re.match(r"[A-Za-z0-9.]", model.name) else [model.name]
     if wrong:
         raise ValueError(
             f"Layer {wrong[0]!r} of model {model.name!r} has a name that no TensorFlow "

@@ -43,8 +43,8 @@ class FakeQuant(keras.layers.Layer):
             is observed then.
         symmetric: Whether the integer of 0 is 0.
         power_of_two: Whether the scale is a power of two (and the grid symmetric).
-        ends_on_grid: Whether a range of about the same width below and above zero is
-            widened so that both ends lie on the grid (see `activation_range.grid`).
+        ends_on_grid: Whether a range is widened so that both ends lie on the grid,
+            where that costs little (see `activation_range.grid`).
         in_training: Whether to round while training. Off for the probabilities that a
             loss reads: rounded to zero, their logarithm has no gradient of use.
 

@@ -26,11 +26,11 @@ def grid(low, high, *, bits=8, symmetric=False, power_of_two=False, ends_on_grid
         symmetric: Whether 0 must be the integer 0, as for 16 bits.
         power_of_two: Whether the scale must be a power of two, so that hardware shifts
             instead of multiplying; this makes the grid symmetric too.
-        ends_on_grid: Whether a range that is about as wide below zero as above (within
-            0.5 % of the steps) is widened so that neither end is cut. A grid of 256
-            values holds 0 and so cannot hold -1 and 1: it lies half a step beside
-            every pixel that was scaled to [-1, 1], and each is rounded by chance. One
-            of -128 to 127 times 1 / 127 holds all three.
+        ends_on_grid: Whether a range is widened so that neither end is cut, where that
+            makes steps at most 0.5 % wider. A grid of 256 values holds 0 and so cannot
+            hold -1 and 1: it lies half a step beside every pixel that was scaled to
+            [-1, 1], and each is rounded by chance. One of -128 to 127 times 1 / 127
+            holds all three.
 
     Returns:
         `(low, high)`, scalar tensors: the values of the lowest and highest integer.

@@ -71,15 +71,19 @@ class ChannelPlan:
             found[family.groups[: family.possible(wanted)]] = True
         for groups in self._together:
             if found[groups].all():
-                found[self._whole_unit(groups)] = False
+                found[self._whole_unit(groups, found)] = False
         return found
 
-    def _whole_unit(self, groups):
-        """The best of these groups, as many as go together in their family."""
+    def _whole_unit(self, groups, removed):
+        """The best of these groups, and of its family as many as stay together."""
         best = groups[np.argmax(self.scores[groups])]
-        unit = next((f.unit for f in self.families if best in f.groups), 1)
-        ranked = groups[np.argsort(-self.scores[groups], kind="stable")]
-        return ranked[:unit]
+        family = next((f for f in self.families if best in f.groups), None)
+        if family is None:
+            return [best]
+        gone = family.groups[removed[family.groups]][::-1]
+        # Those that have to stay first; both parts from the best down.
+        inside = np.isin(gone, groups)
+        return np.concatenate([gone[inside], gone[~inside]])[: family.unit]
 
     def within(self, fits, steps=_STEPS):
         """The least removal that fits; `None` if even the greatest does not.

@@ -9,6 +9,8 @@ Example:
     ```
 """
 
+import re
+
 import keras
 
 from tfcompress.checks import check_model
@@ -41,6 +43,9 @@ from tfcompress.passes.quantization_config import resolved
 from tfcompress.passes.ranges import RangeGroups, folds, is_float, over_last_axis
 from tfcompress.passes.strip import strip
 from tfcompress.selection import select, settings_of
+
+# What the name of a layer may not hold.
+_UNSCOPED = re.compile(r"[^A-Za-z0-9_.>-]")
 
 
 def quantize_aware(
@@ -289,7 +294,10 @@ class _Quantizer:
                 power_of_two=self.config.power_of_two,
                 ends_on_grid=self._holds(group, self.graph.inputs),
                 in_training=not (fixed and self._holds(group, self.graph.outputs)),
-                name=f"{self.groups.name(tensor)}_quant",
+                # An input may have any name, a layer none with a space.
+                name=re.sub(
+                    r"[^A-Za-z0-9_.>-]", "_", f"{self.groups.name(tensor)}_quant"
+                ),
             )
         return self.quantizers[group](value, site=site)
 

@@ -9,8 +9,11 @@ def _is_tensor(value):
     return isinstance(value, keras.KerasTensor)
 
 
-def _is(value, number):
-    return not _is_tensor(value) and np.ndim(value) == 0 and float(value) == number
+def _alone(x, value, number):
+    """Whether `value` is a number that leaves `x` as it is, its type included."""
+    is_number = isinstance(value, (int, float, np.float32))
+    real = _is_tensor(x) and keras.backend.is_float_dtype(x.dtype)
+    return is_number and real and value == number
 
 
 def product(operation):
@@ -19,17 +22,23 @@ def product(operation):
     The converter drops it, and then has two roundings in a row, of which some
     operations behind them bear but one.
     """
-    return lambda x1, x2: x1 if _is(x2, 1) else x2 if _is(x1, 1) else None
+    return lambda x1, x2: _either(x1, x2, 1)
 
 
 def total(operation):
     """A sum with 0, dropped by the converter too, is what it is added to."""
-    return lambda x1, x2: x1 if _is(x2, 0) else x2 if _is(x1, 0) else None
+    return lambda x1, x2: _either(x1, x2, 0)
+
+
+def _either(x1, x2, number):
+    if _alone(x1, x2, number):
+        return x1
+    return x2 if _alone(x2, x1, number) else None
 
 
 def difference(operation):
     """The same of `x - 0`."""
-    return lambda x1, x2: x1 if _is(x2, 0) else None
+    return lambda x1, x2: x1 if _alone(x1, x2, 0) else None
 
 
 def negative(operation):
@@ -46,7 +55,7 @@ def divide(operation):
     """A quotient: by a constant a product, by a tensor `x * 1 / y`."""
 
     def form(x1, x2):
-        if _is(x2, 1):
+        if _alone(x1, x2, 1):
             return x1
         if not _is_tensor(x2):
             return ops.multiply(x1, 1.0 / np.asarray(x2, "float32"))
