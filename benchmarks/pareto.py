@@ -85,6 +85,7 @@ LADDER = {
     "half the MACs, 85 % zeros, int8": [[_cut(0.5)], [_pruned(0.85)], _QUANTIZE],
     "30 % of the MACs, int8": [[_cut(0.3)], _QUANTIZE],
     "30 % of the MACs, 70 % zeros, int8": [[_cut(0.3)], [_pruned(0.7)], _QUANTIZE],
+    "30 % of the MACs, 85 % zeros, int8": [[_cut(0.3)], [_pruned(0.85)], _QUANTIZE],
     "20 % of the MACs, 50 % zeros, int8": [[_cut(0.2, 4)], [_pruned(0.5)], _QUANTIZE],
     "half the MACs, 70 % zeros, int4": [[_cut(0.5)], [_pruned(0.7)], _QUANTIZE4],
 }

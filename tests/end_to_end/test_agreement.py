@@ -147,6 +147,31 @@ def test_an_operation_agrees_on_equal_inputs(name, tmp_path):
     assert np.mean(found == expected) >= share - 2e-4
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "depthwise",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("conv", "pointwise, relu6", "dense", "grouped", "conv3d")
+        ),
+    ],
+)
+def test_a_bias_moves_one_value_in_a_thousand_by_a_step(name, tmp_path):
+    """Files hold biases as integers; training leaves them as they are."""
+    layer, _ = OPERATIONS[name]
+    inputs = keras.Input(SHAPE)
+    model = keras.Model(inputs, layer(inputs))
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        if "bias" in variable.path:
+            variable.assign(rng.normal(0, 0.2, variable.shape))
+    x = rng.normal(size=(64, *SHAPE)).astype("float32")
+    found, expected = _integers(model, x, tmp_path)
+    assert np.abs(found - expected).max() <= 1
+    assert np.mean(found == expected) >= 0.998
+
+
 def _integers(model, x, folder):
     """What the file puts out, and what the quantization-aware model does."""
     qat = tfc.quantize_aware(model, calibration_data=x)
