@@ -1,5 +1,7 @@
 """`tfc.quantize_aware`: what it builds, trains and refuses."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -416,3 +418,29 @@ def test_a_linear_activation_has_no_quantizer_of_its_own(tmp_path):
     qat.compile("sgd", "mse")
     qat.fit(data, data[:, :2], epochs=3, verbose=0)
     assert tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8").fully_integer
+
+
+@pytest.fixture
+def least_recursion():
+    """Python's limit as low as building the float model below it allows."""
+    before = sys.getrecursionlimit()
+    yield lambda: sys.setrecursionlimit(350)
+    sys.setrecursionlimit(before)
+
+
+def test_a_model_nearly_as_deep_as_python_allows(tmp_path, least_recursion):
+    """Keras walks graphs by recursion; quantizers make a chain twice as long."""
+    x = inputs = keras.Input((2,))
+    for _ in range(170):
+        x = layers.Activation("tanh")(x)
+    model = keras.Model(inputs, x)
+    least_recursion()
+    keras.Model(inputs, x)
+    qat = tfc.quantize_aware(model)
+    qat.save(tmp_path / "deep.keras")
+    least_recursion()
+    again = keras.models.load_model(tmp_path / "deep.keras")
+    assert len(again.layers) == len(qat.layers) > 300
+    least_recursion()
+    with pytest.raises(RecursionError):
+        keras.Model(qat.inputs, qat.outputs)

@@ -4,6 +4,7 @@ Everything else sees `Graph` (read-only), `rewrite` (build a changed copy) and `
 (the weights there are); Keras' private node structure is touched nowhere else.
 """
 
+from tfcompress.graph.depth import allow_depth as allow_depth
 from tfcompress.graph.flatten import flatten as flatten
 from tfcompress.graph.optimizer_slots import slots_of as slots_of
 from tfcompress.graph.rewrite import built_copy as built_copy

@@ -15,6 +15,8 @@ import copy
 
 import keras
 
+from tfcompress.graph.depth import allow_depth
+
 
 def rewrite(
     graph, visit, *, batch_size="same", dtype=None, name=None, input_dtypes=None
@@ -36,6 +38,7 @@ def rewrite(
         A new functional `keras.Model` with the structure of inputs and outputs of the
         old. Copies carry the weights of their originals.
     """
+    allow_depth()
     copies = {}
 
     def clone_once(operation):

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfcompress.graph import allow_depth
 from tfcompress.numerics import activation_range, affine
 from tfcompress.numerics.branch import cheapest_cond, values_of_example
 
@@ -91,6 +92,8 @@ class FakeQuant(keras.layers.Layer):
         self.rounding = self._state("rounding", 1.0)
         self.observing = self._state("observing", 1.0)
         self.built = True
+        # Here, for `load_model` too builds the graph that it makes deeper.
+        allow_depth()
 
     def _state(self, name, value, shape=()):
         return self.add_weight(

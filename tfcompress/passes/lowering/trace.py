@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfcompress.graph import (
     Graph,
+    allow_depth,
     built_copy,
     calls_between,
     flatten,
@@ -82,6 +83,7 @@ def functional_form(model):
     if isinstance(inputs, dict):
         packed = inputs
     outputs = traced(model)(packed)
+    allow_depth()
     return keras.Model(packed, outputs, name=model.name)
 
 
