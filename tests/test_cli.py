@@ -33,6 +33,7 @@ COMMANDS = (
     "benchmark",
     "measure",
     "check-edgetpu",
+    "check-opencv",
     "compile-edgetpu",
     "pack",
     "unpack",
@@ -214,6 +215,31 @@ def test_quantize_improves_what_is_not_trained(run):
     # Equalizing folded the batch normalization.
     better = keras.models.load_model("better.keras")
     assert not any("bn" in layer.name for layer in better.layers)
+
+
+def test_quantize_leaves_float_what_costs_too_much(run):
+    args = "--model=plain.keras", "--data=data.npz", "--output=within.keras"
+    more = "--allowed_drop=0.5", "--test_data=data.npz"
+    code, out, _ = run("quantize", *args, *more)
+    assert code == 0
+    assert "allowed drop 0.5" in out and "within.keras: int8, 4 layers" in out
+    code, _, err = run("quantize", *args, more[0])
+    assert code == 2 and "go together" in err
+
+
+@pytest.mark.skipif(not installed("cv2"), reason="needs the extra opencv")
+def test_check_opencv_names_the_engine(run):
+    assert run("export", "plain.keras", "cv.onnx")[0] == 0
+    code, out, _ = run("check-opencv", "cv.onnx", "--data=data.npz", "--repeats=2")
+    assert code == 0
+    assert "cv.onnx runs in OpenCV's ENGINE_" in out and " ms" in out
+
+
+def test_check_opencv_says_how_to_install_it(run, monkeypatch):
+    monkeypatch.setattr("tfcompress.deploy.opencv.installed", lambda name: False)
+    assert run("export", "plain.keras", "cv.onnx")[0] == 0
+    code, _, err = run("check-opencv", "cv.onnx")
+    assert code == 2 and "pip install 'tfcompress[opencv]'" in err
 
 
 def test_sensitivity_says_how_far_each_kernel_goes(run):

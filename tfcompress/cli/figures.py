@@ -11,6 +11,7 @@ from tfcompress.cli.data import load_arrays, load_labelled, printed_table
 from tfcompress.debug import debug_quantization
 from tfcompress.deploy.edgetpu_check import check_edgetpu
 from tfcompress.deploy.files import check_writable, written_atomically
+from tfcompress.deploy.opencv import check_opencv
 from tfcompress.deploy.tflite_file import read_tflite
 from tfcompress.graph import kernels
 from tfcompress.legacy import load_model
@@ -166,6 +167,16 @@ def _check_edgetpu(args):
     print(check_edgetpu(args.model))
 
 
+def _check_opencv(args):
+    """Say which engine of OpenCV's cv2.dnn runs an .onnx file, and how far off it is.
+
+    OpenCV must be installed: pip install 'tfcompress[opencv]'. A file that neither
+    engine computes as ONNX Runtime does is an error.
+    """
+    inputs = None if args.data is None else [load_arrays(args.data)["x"]]
+    print(check_opencv(args.model, inputs, threads=args.threads, repeats=args.repeats))
+
+
 # Function, name and arguments of each.
 COMMANDS = (
     (
@@ -237,5 +248,13 @@ COMMANDS = (
         _check_edgetpu,
         "check-edgetpu",
         arg("model", help=".tflite file"),
+    ),
+    (
+        _check_opencv,
+        "check-opencv",
+        arg("model", help=".onnx file with one input, or any without --data"),
+        arg("--data", metavar="X.npz", help="examples: array x (random values)"),
+        arg("--threads", type=int, default=1, help="of OpenCV (1)"),
+        arg("--repeats", type=int, default=20, help="inferences to time (20)"),
     ),
 )

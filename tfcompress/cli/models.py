@@ -11,6 +11,7 @@ from tfcompress.deploy.files import save_keras
 from tfcompress.graph import find_layers
 from tfcompress.layers import TransformWeights
 from tfcompress.legacy import from_tfmot, load_model
+from tfcompress.measure import measure
 from tfcompress.numerics.centroids import STARTS
 from tfcompress.passes.channel_scores import SCORES
 from tfcompress.passes.cluster import cluster
@@ -19,6 +20,7 @@ from tfcompress.passes.post_training import ROUNDINGS, quantize_post_training
 from tfcompress.passes.quantization_config import PRESETS
 from tfcompress.passes.strip import strip
 from tfcompress.prune_channels import prune_channels
+from tfcompress.quantize_to_accuracy import quantize_to_accuracy
 from tfcompress.recipes import Recipe
 
 # A file that is loaded without its loss has no gradients to score by.
@@ -138,18 +140,36 @@ def _quantize(args):
     """Make a .keras model quantization-aware, calibrated and ready to train or export.
 
     The result rounds as its integer file will. Train it further in Python, or export
-    it as it is; then --equalize, --rounding=adaround and --correct_bias help.
+    it as it is; then --equalize, --rounding=adaround and --correct_bias help. With
+    --allowed_drop the layers that lose most stay float until the accuracy on
+    --test_data is no further below the float model's: export the result with
+    --allow_float='.*'.
     """
     check_output(args.output)
+    if (args.allowed_drop is None) != (args.test_data is None):
+        raise ValueError("--allowed_drop and --test_data go together.")
     model = load_model(args.model)
-    model = quantize_post_training(
-        equalize(model) if args.equalize else model,
-        load_arrays(args.data)["x"],
-        args.config,
-        rounding=args.rounding,
-        correct_bias=args.correct_bias,
-        steps=args.steps,
-    )
+    model = equalize(model) if args.equalize else model
+    data = load_arrays(args.data)["x"]
+    settings = {
+        "config": args.config,
+        "rounding": args.rounding,
+        "correct_bias": args.correct_bias,
+        "steps": args.steps,
+    }
+    if args.allowed_drop is None:
+        model = quantize_post_training(model, data, **settings)
+    else:
+        tested = load_labelled(args.test_data)
+        model, report = quantize_to_accuracy(
+            model,
+            data,
+            lambda candidate: measure(candidate, tested).accuracy,
+            allowed_drop=args.allowed_drop,
+            return_report=True,
+            **settings,
+        )
+        print(report)
     save_keras(model, args.output)
     count = len(find_layers(model, TransformWeights))
     print(f"{args.output}: {args.config}, {count} layers with rounded weights")
@@ -258,5 +278,12 @@ COMMANDS = (
             action="store_true",
             help="give each channel the mean that it has in float",
         ),
+        arg(
+            "--allowed_drop",
+            type=float,
+            metavar="D",
+            help="of accuracy, 0.01 for a point: what loses more stays float",
+        ),
+        arg("--test_data", metavar="Y.npz", help="arrays x and y for --allowed_drop"),
     ),
 )

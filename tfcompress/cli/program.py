@@ -24,6 +24,7 @@ _DESCRIPTION = """Compress Keras 3 models and check what came of it.
   tfcompress benchmark model.tflite
   tfcompress measure float.tflite int8.tflite --data=test.npz
   tfcompress check-edgetpu int8.tflite
+  tfcompress check-opencv model.onnx
   tfcompress pack int8.tflite int8.tfcpack
   tfcompress unpack int8.tfcpack int8.tflite
   tfcompress compile-ethosu int8.tflite --accelerator=ethos-u55-128
@@ -35,7 +36,14 @@ Data are .npz files with an array `x` (one row an example) and, where labels are
 needed, `y`. `tfcompress COMMAND --help` explains a command."""
 
 # What the user can do something about.
-_REPORTED = (OSError, TypeError, ValueError, EdgeTPUCompilerError, EthosUCompilerError)
+_REPORTED = (
+    OSError,
+    TypeError,
+    ValueError,
+    ImportError,
+    EdgeTPUCompilerError,
+    EthosUCompilerError,
+)
 
 
 def main():

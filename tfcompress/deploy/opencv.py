@@ -10,6 +10,7 @@ Example:
     ```
 """
 
+import math
 import os
 import pathlib
 import tempfile
@@ -53,6 +54,19 @@ class OpenCVCheck:
     largest_difference: float
     milliseconds: float
     refusals: dict
+
+    def __str__(self):
+        times = "" if math.isnan(self.milliseconds) else f", {self.milliseconds:.3f} ms"
+        batches = (
+            "several examples at once" if self.batches else "one example at a time"
+        )
+        lines = [
+            f"{self.path} runs in OpenCV's {self.engine}, {batches}{times}",
+            f"largest difference from ONNX Runtime: {self.largest_difference:.2g} of "
+            "the largest output",
+            *(f"{engine} refuses it: {why}" for engine, why in self.refusals.items()),
+        ]
+        return "\n".join(lines)
 
 
 def check_opencv(path, inputs=None, *, threads=1, repeats=0, timeout_sec=120):
