@@ -87,6 +87,7 @@ LADDER = {
     "30 % of the MACs, 70 % zeros, int8": [[_cut(0.3)], [_pruned(0.7)], _QUANTIZE],
     "30 % of the MACs, 85 % zeros, int8": [[_cut(0.3)], [_pruned(0.85)], _QUANTIZE],
     "20 % of the MACs, 50 % zeros, int8": [[_cut(0.2, 4)], [_pruned(0.5)], _QUANTIZE],
+    "20 % of the MACs, 70 % zeros, int8": [[_cut(0.2, 4)], [_pruned(0.7)], _QUANTIZE],
     "half the MACs, 70 % zeros, int4": [[_cut(0.5)], [_pruned(0.7)], _QUANTIZE4],
 }
 
