@@ -51,7 +51,7 @@ class Rule:
         return cls(**config)
 
 
-def select(paths, *, include=None, exclude=None, rules=()):
+def select(paths, *, include=None, exclude=None, rules=(), argument="include"):
     """Picks paths and finds the settings of each.
 
     Args:
@@ -59,20 +59,24 @@ def select(paths, *, include=None, exclude=None, rules=()):
         include: A pattern or several; only paths that match one stay. `None` keeps all.
         exclude: A pattern or several; paths that match one go.
         rules: Sequence of `Rule`; first match wins.
+        argument: What the user calls `include`, for messages.
 
     Returns:
         Dict from each chosen path to its rule's settings (`{}` where none matches).
 
     Raises:
         ValueError: If a pattern or rule matches none of `paths`; names the paths.
+        TypeError: If `rules` is no sequence of rules.
     """
+    check_rules(rules)
     paths = list(paths)
     matches = {}
     for name, patterns in (("include", include), ("exclude", exclude)):
         matches[name] = set()
         for pattern in _as_list(patterns):
             found = set(filter(_matcher(pattern), paths))
-            _check_found(found, name, pattern, paths)
+            said = argument if name == "include" else name
+            _check_found(found, said, pattern, paths)
             matches[name] |= found
     for rule in rules:
         _check_found(any(map(_matcher(rule.match), paths)), "rules", rule, paths)
@@ -83,6 +87,16 @@ def select(paths, *, include=None, exclude=None, rules=()):
         if path not in matches["exclude"]:
             chosen[path] = settings_of(path, rules)
     return chosen
+
+
+def check_rules(rules):
+    """Raises `TypeError` unless it is a sequence of `Rule`."""
+    listed = isinstance(rules, (list, tuple))
+    if not listed or not all(isinstance(rule, Rule) for rule in rules):
+        raise TypeError(
+            "`rules` must be a list of tfc.Rule, for example "
+            f"rules=[tfc.Rule('stem', ...)]. Received: rules={rules!r}"
+        )
 
 
 def select_one(paths, pattern, *, argument):

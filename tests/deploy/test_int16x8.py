@@ -194,6 +194,23 @@ def test_each_operation_agrees_to_a_step(shape, build, limit, most, tmp_path):
     assert steps_apart(model, tmp_path / "op.tflite", shape).max() <= most
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda x: x + 0.3,
+        lambda x: 0.3 - x,
+        lambda x: x * 0.7,
+        lambda x: x + np.array([0.0, 0.3, -1.0, 0.2, 0.1, -0.4], "float32"),
+        lambda x: keras.ops.add(np.float32(0.3), x),
+    ],
+    ids=["sum", "difference", "product", "array", "constant first"],
+)
+def test_constant_operands_agree_to_a_step(build, tmp_path):
+    model, file = export(one_operation((6,), build, limit=2.0), tmp_path / "op.tflite")
+    assert not file.float_operations()
+    assert steps_apart(model, tmp_path / "op.tflite", (6,)).max() <= 1
+
+
 def test_concatenation_is_exact(tmp_path):
     def build(x):
         y = fake_quant(1.0)(layers.Conv2D(5, 1)(x))

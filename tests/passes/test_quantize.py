@@ -10,6 +10,7 @@ from keras import layers
 from networks import Subclassed, compiled, conv_net, image_data, zeros
 
 import tfcompress as tfc
+from tfcompress.deploy.runtime import TFLiteRunner
 from tfcompress.layers import FakeQuant, TransformWeights
 from tfcompress.passes.export_graph import export_graph
 
@@ -444,3 +445,102 @@ def test_a_model_nearly_as_deep_as_python_allows(tmp_path, least_recursion):
     least_recursion()
     with pytest.raises(RecursionError):
         keras.Model(qat.inputs, qat.outputs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"rules": tfc.Rule("conv", weight_bits=4)}, TypeError, "list of tfc.Rule"),
+        ({"rules": {"conv": 4}}, TypeError, "list of tfc.Rule"),
+        ({"rules": [tfc.Rule("conv", quantize=0)]}, TypeError, "True or False"),
+        (
+            {"rules": [tfc.Rule("conv", quantize=False, weight_bits=4)]},
+            ValueError,
+            "can set nothing else",
+        ),
+        ({"preserve": "zeros"}, TypeError, "must be a tuple"),
+        ({"preserve": None}, TypeError, "must be a tuple"),
+        ({"preserve": ("zero",)}, ValueError, "may hold 'zeros'"),
+        ({"allow_float": ["nope"]}, ValueError, "`allow_float`: 'nope' matches"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_wrong_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        tfc.quantize_aware(conv_net(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("per_channel", "no"),
+        ("power_of_two", 1),
+        ("weight_bits", 8.0),
+        ("weight_bits", True),
+        ("momentum", "a"),
+        ("weights", None),
+    ],
+)
+def test_settings_of_another_type_are_named(setting, value):
+    with pytest.raises(TypeError, match=f"`{setting}` must be"):
+        tfc.QuantizationConfig(**{setting: value})
+
+
+def test_augmentation_trains_and_is_gone_in_the_file(tmp_path):
+    x, y = image_data(32)
+    stem = [keras.Input(x.shape[1:]), layers.RandomFlip(), layers.RandomRotation(0.1)]
+    rest = [layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(3, name="scores")]
+    model = keras.Sequential([*stem, layers.RandomContrast(0.2), *rest])
+    qat = tfc.quantize_aware(model, calibration_data=x)
+    once = qat(x[:4], training=False)
+    np.testing.assert_array_equal(once, qat(x[:4], training=False))
+    assert np.any(qat(x[:4], training=True) != once)
+    qat.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    qat.fit(x, y, verbose=0)
+    result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8")
+    assert result.fully_integer and set(result.operators) == {
+        "CONV_2D",
+        "RESHAPE",
+        "FULLY_CONNECTED",
+    }
+
+
+@pytest.mark.parametrize("config", ["int8", "int16x8"])
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+def test_a_dead_activation_exports(config, activation, tmp_path):
+    inputs = keras.Input((10,))
+    ones = {"kernel_initializer": "ones", "activation": activation}
+    x = layers.Dense(4, **ones)(inputs)
+    model = keras.Model(inputs, layers.Dense(3, bias_initializer="ones")(x))
+    data = -np.abs(np.random.default_rng(0).normal(size=(32, 10))).astype("float32")
+    qat = tfc.quantize_aware(model, config, calibration_data=data)
+    path = tfc.export_tflite(qat, tmp_path / "m.tflite", kind=config, io="float32").path
+    np.testing.assert_allclose(TFLiteRunner(path).predict([data])[0], 1, atol=0.01)
+
+
+def test_a_range_narrower_than_a_file_can_hold_is_named(tmp_path, caplog):
+    inputs = keras.Input((4,), name="tiny")
+    model = keras.Model(inputs, layers.Dense(2)(inputs))
+    data = np.full((8, 4), 1e-9, "float32")
+    qat = tfc.quantize_aware(model, calibration_data=data)
+    tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8")
+    assert "tiny_quant saw values from 0 to 1e-09 only" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("gelu", lambda x: layers.Activation("gelu")(x)),
+        ("log_softmax", lambda x: keras.ops.log_softmax(x)),
+        ("Log", lambda x: keras.ops.log(x)),
+        ("Greater", lambda x: keras.ops.where(keras.ops.greater(x, 0.2), x, -1.0)),
+        ("UpSampling2D", lambda x: layers.UpSampling2D()(x)),
+        ("PReLU", lambda x: layers.PReLU()(x)),
+    ],
+)
+def test_what_has_no_16_bit_form_is_refused_at_the_door(name, make):
+    inputs = keras.Input((4, 4, 2))
+    model = keras.Model(inputs, make(inputs))
+    with pytest.raises(ValueError, match=f"{name}.*activations of 16 bits"):
+        tfc.quantize_aware(model, "int16x8")
+    tfc.quantize_aware(model, "int8")

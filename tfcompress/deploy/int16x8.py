@@ -22,10 +22,13 @@ import tensorflow as tf
 
 from tfcompress.deploy.tflite_file import parsed, schema, serialized
 from tfcompress.graph import Graph, clone, rewrite
-from tfcompress.layers import ConstantFakeQuant
+from tfcompress.layers import ConstantFakeQuant, ConstantTensor
 from tfcompress.passes import quantize_rules as rules
 
 IO_TYPES = {"int16": tf.int16, "float32": tf.float32}
+
+# Keras' operations of two operands, of which one may be a constant.
+_ARITHMETIC = ("Add", "Subtract", "Multiply")
 
 # Operators whose output has this scale in the runtime, whatever the file says.
 _UNIT = ("LOGISTIC", "SOFTMAX", "TANH")
@@ -81,6 +84,8 @@ class _Widen:
             return self._widened(call)(args[0])
         if type(operation).__name__ == "Add" and len(call.input_tensors) == 2:
             return _Sum()(*_tensors(args, kwargs))
+        if type(operation).__name__ in _ARITHMETIC and len(call.input_tensors) == 1:
+            return _with_constant(operation, clone_once, args, kwargs)
         if type(operation).__name__ == "Concatenate":
             return self._joined(call, _tensors(args, kwargs))
         if rules.activation(operation) == "relu6" and self._is_cut_off(call):
@@ -126,6 +131,30 @@ class _Widen:
             and isinstance(following.operation, ConstantFakeQuant)
             and following.operation.high <= 6
         )
+
+
+def _with_constant(operation, clone_once, args, kwargs):
+    """Arithmetic with a constant of 16 bits; left alone, it gets 8 and is refused.
+
+    Of sums the converter refuses it even so: they become differences.
+    """
+    tensor = _tensors(args, kwargs)[0]
+    if type(operation).__name__ == "Add":
+        constant = next(
+            v for v in keras.tree.flatten((args, kwargs)) if v is not tensor
+        )
+        return keras.ops.subtract(tensor, _rounded(-np.asarray(constant), tensor))
+    args, kwargs = keras.tree.map_structure(
+        lambda value: value if value is tensor else _rounded(value, tensor),
+        (args, kwargs),
+    )
+    return clone_once(operation)(*args, **kwargs)
+
+
+def _rounded(constant, anchor):
+    array = np.asarray(constant, "float32")
+    limit = float(np.abs(array).max()) or 1.0
+    return around_zero(limit)(ConstantTensor(array)(anchor))
 
 
 def _tensors(args, kwargs):

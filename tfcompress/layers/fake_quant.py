@@ -187,6 +187,12 @@ class FakeQuant(keras.layers.Layer):
         low, high, seen = map(float, self._grid(self.observed.numpy()))
         return (low, high) if seen > 0 else None
 
+    def range_of_zeros(self):
+        """Returns the `(low, high)` that the grid would have, had 1 been seen too."""
+        zeros_and_one = np.array([[0.0], [1.0], [1.0]], "float32")
+        low, high, _ = map(float, self._grid(np.tile(zeros_and_one, self.sites)))
+        return low, high
+
     def compute_output_spec(self, inputs, site=0, training=False):
         return keras.KerasTensor(inputs.shape, inputs.dtype)
 

@@ -12,6 +12,7 @@ Example:
 
 import keras
 import numpy as np
+from absl import logging
 
 from tfcompress.graph import Graph, find_layers, rewrite
 from tfcompress.layers import (
@@ -27,7 +28,8 @@ from tfcompress.passes.exported_weights import exported_weights, spread
 from tfcompress.passes.quantize_rules import CONVOLUTIONS, TRANSPOSED
 from tfcompress.passes.strip import effective_layer
 
-_SMALLEST_RANGE = 1e-6
+# Of a range, to the converter (TensorFlow 2.21).
+_SMALLEST_WIDTH = 1e-6
 
 
 def is_quantization_aware(model):
@@ -73,13 +75,18 @@ def check_ranges(model):
 
 
 def exported_range(quantizer):
-    """The `(low, high)` that a file has for a quantizer: never quite empty.
+    """The `(low, high)` that a file has for a quantizer: never empty.
 
     They are values of the grid on which the model rounds: where 0 lies half way between
     two values, a converter, of other precision, would move the grid the other way.
+
+    What was always 0 (a ReLU that is dead, a state before the first step) is 0 on any
+    grid. It gets one of steps like those of other layers, as runtimes refuse to come
+    down from these to one of next to none.
     """
     low, high = quantizer.range()
-    high = max(high, low + _SMALLEST_RANGE)
+    if low == high:
+        low, high = quantizer.range_of_zeros()
     if quantizer.bits > 8:
         return low, high
     beyond = [2 * low - 1, 2 * high + 1]
@@ -117,9 +124,18 @@ class _Export:
 
     def _constant(self, call, x):
         # One layer a call: a converter sees no shared layers, only names.
-        rounded = ConstantFakeQuant(
-            *exported_range(call.operation), call.operation.bits
-        )
+        low, high = exported_range(call.operation)
+        if high - low < _SMALLEST_WIDTH:
+            logging.warning(
+                "%s saw values from %.1g to %.1g only; TFLite's converter makes grids "
+                "no narrower than %g. Multiply the model's inputs, or let its weights "
+                "be larger.",
+                call.operation.name,
+                low,
+                high,
+                _SMALLEST_WIDTH,
+            )
+        rounded = ConstantFakeQuant(low, high, call.operation.bits)
         producer = self.graph.producer(call.input_tensors[0])
         if producer is None or not isinstance(producer.operation, FakeQuant):
             return rounded(x)
@@ -157,8 +173,8 @@ class _Export:
             return outputs
         layer = self.layers[id(wrapper), id(None)]
         weight = next(w for w in self.weights if w.name == layer.name)
-        limit = max(float(np.abs(weight.values).max()), _SMALLEST_RANGE)
-        scale = limit / 127
+        # Zeros lie on any grid.
+        scale = float(np.abs(weight.values).max() or 1.0) / 127
         if weight.step is not None and 2 <= weight.bits <= 8 and weight.step.max() > 0:
             scale = float(weight.step.max()) / spread(weight.bits)
         return ConstantFakeQuant(-128 * scale, 127 * scale)(outputs)

@@ -7,6 +7,9 @@ Example:
 """
 
 import dataclasses
+import numbers
+
+import numpy as np
 
 from tfcompress.layers import Binary, FakeQuantizeWeight, LearnedStep, Ternary
 from tfcompress.numerics.range_estimation import METHODS as HISTOGRAM_METHODS
@@ -29,6 +32,24 @@ def _check_one_of(name, value, allowed):
         allowed = list(allowed)
         raise ValueError(
             f"`{name}` must be one of {allowed}. Received: {name}={value!r}"
+        )
+
+
+_TYPES = {
+    bool: (bool, np.bool_),
+    int: numbers.Integral,
+    float: numbers.Real,
+    str: str,
+}
+
+
+def _check_type(field, value):
+    # To Python a bool is a number.
+    mixed_up = isinstance(value, bool) and field.type is not bool
+    if mixed_up or not isinstance(value, _TYPES[field.type]):
+        raise TypeError(
+            f"`{field.name}` must be {field.type.__name__}. Received: "
+            f"{field.name}={value!r} (of type {type(value).__name__})"
         )
 
 
@@ -58,7 +79,8 @@ class QuantizationConfig:
         momentum: Of the moving average of ranges in training, in [0, 1).
 
     Raises:
-        ValueError: If a setting is out of place.
+        TypeError: If a setting is of another type.
+        ValueError: If it is out of place.
     """
 
     weight_bits: int = 8
@@ -73,6 +95,8 @@ class QuantizationConfig:
     momentum: float = 0.99
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check_type(field, getattr(self, field.name))
         _check_one_of("weight_bits", self.weight_bits, range(2, 9))
         _check_one_of("activation_bits", self.activation_bits, (8, 16))
         _check_one_of("weights", self.weights, WEIGHTS)

@@ -10,8 +10,10 @@ Example:
 """
 
 import re
+from collections.abc import Iterable
 
 import keras
+import numpy as np
 
 from tfcompress.checks import check_model
 from tfcompress.graph import (
@@ -42,7 +44,7 @@ from tfcompress.passes.lowering import functional_form, lower
 from tfcompress.passes.quantization_config import resolved
 from tfcompress.passes.ranges import RangeGroups, folds, is_float, over_last_axis
 from tfcompress.passes.strip import strip
-from tfcompress.selection import select, settings_of
+from tfcompress.selection import check_rules, select, settings_of
 
 # What the name of a layer may not hold.
 _UNSCOPED = re.compile(r"[^A-Za-z0-9_.>-]")
@@ -106,11 +108,12 @@ def quantize_aware(
     """
     check_model(model)
     config = resolved(config)
+    _check_rules(rules)
     _check_preserve(preserve)
     _check_model_is_plain(model)
     kept = KeptCodebooks.of(model)
     model = strip(model) if kept.chains else model
-    prepared = _Prepared(model, rules, allow_float)
+    prepared = _Prepared(model, rules, allow_float, config.activation_bits)
     settings = _settings(prepared, config, rules)
     visitor = _Quantizer(prepared, config, settings, preserve, kept)
     quantized = rewrite(prepared.graph, visitor)
@@ -134,12 +137,14 @@ class _Prepared:
         identities: Names of operations that are the identity at inference.
     """
 
-    def __init__(self, model, user_rules, allow_float):
+    def __init__(self, model, user_rules, allow_float, bits):
         if functional(model) is None:
             model = functional_form(model)
         flat = flatten(model, keep_subclassed=True)
         names = [call.operation.name for call in Graph(flat).calls]
-        allowed = set(select(names, include=allow_float)) if allow_float else set()
+        allowed = set()
+        if allow_float:
+            allowed |= set(select(names, include=allow_float, argument="allow_float"))
         self.floats = {n for n in names if _left_float(n, user_rules)}
         lowered = lower(flat, keep=self.floats)
         self.origins, self.identities = lowered.origins, lowered.identities
@@ -149,7 +154,7 @@ class _Prepared:
             for call in self.graph.calls
             if _left_float(self.path(call.operation), user_rules)
         }
-        wrong = _unsupported(self, lowered.failures)
+        wrong = _unsupported(self, lowered.failures, bits)
         self.floats |= allowed & set(wrong)
         _check_none(wrong, self.floats, model)
 
@@ -160,7 +165,7 @@ class _Prepared:
 
 
 def _left_float(path, user_rules):
-    return settings_of(path, user_rules).get("quantize") is False
+    return not settings_of(path, user_rules).get("quantize", True)
 
 
 def _settings(prepared, config, user_rules):
@@ -391,7 +396,28 @@ def _swap(structure, old, new):
     return keras.tree.map_structure(lambda t: new if t is old else t, structure)
 
 
+def _check_rules(rules):
+    """Raises unless `quantize` of a rule says yes or no, and a no stands alone."""
+    check_rules(rules)
+    for rule in rules:
+        said = rule.settings.get("quantize", True)
+        if not isinstance(said, (bool, np.bool_)):
+            raise TypeError(
+                "`quantize` of a rule must be True or False. Received: "
+                f"{rule!r} (of type {type(said).__name__})"
+            )
+        if not said and len(rule.settings) > 1:
+            raise ValueError(
+                f"A rule with quantize=False can set nothing else. Received: {rule!r}"
+            )
+
+
 def _check_preserve(preserve):
+    if isinstance(preserve, str) or not isinstance(preserve, Iterable):
+        raise TypeError(
+            "`preserve` must be a tuple: ('zeros', 'clusters'), one of them, or (). "
+            f"Received: preserve={preserve!r}"
+        )
     if set(preserve) - {"zeros", "clusters"}:
         raise ValueError(
             "`preserve` may hold 'zeros', 'clusters' or nothing. "
@@ -412,7 +438,7 @@ def _check_model_is_plain(model):
         )
 
 
-def _unsupported(prepared, failures):
+def _unsupported(prepared, failures, bits):
     """Dict from the name of each operation that has no integer form to the reason."""
     wrong = {}
     for call in prepared.graph.calls:
@@ -431,12 +457,21 @@ def _unsupported(prepared, failures):
                 "or a Masking layer), which no integer form passes on; pad with zeros "
                 "and leave the mask out, or pass it to attention as `attention_mask`"
             )
+        elif bits > 8 and _only_8_bits(call):
+            wrong[operation.name] = (
+                f"{_describe(operation)}: the TFLite converter has no form of it with "
+                "activations of 16 bits; config='int8' has one"
+            )
         elif not table.known(operation):
             reason = failures.get(operation.name)
             wrong[operation.name] = _describe(operation) + (
                 f": {reason}" if reason else ""
             )
     return wrong
+
+
+def _only_8_bits(call):
+    return table.only_8_bits(call.operation) and any(map(is_float, call.input_tensors))
 
 
 def _reads_mask(call):

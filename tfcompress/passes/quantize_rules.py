@@ -34,8 +34,36 @@ CONVOLUTIONS = (
 
 NORMALIZATIONS = (layers.BatchNormalization, FusedBatchNormalization)
 
+# Augmentation: the identity at inference. Older versions of Keras have fewer of them.
+_AUGMENTATIONS = tuple(
+    getattr(layers, f"Random{name}")
+    for name in (
+        "Brightness",
+        "ColorDegeneration",
+        "ColorJitter",
+        "Contrast",
+        "ElasticTransform",
+        "Erasing",
+        "Flip",
+        "GaussianBlur",
+        "Grayscale",
+        "Hue",
+        "Invert",
+        "Perspective",
+        "Posterization",
+        "Rotation",
+        "Saturation",
+        "Sharpness",
+        "Shear",
+        "Translation",
+        "Zoom",
+    )
+    if hasattr(layers, f"Random{name}")
+)
+
 # Output has the scale of the input and lies on its grid.
 PASS_THROUGH = (
+    *_AUGMENTATIONS,
     layers.ActivityRegularization,
     layers.AlphaDropout,
     layers.Cropping1D,
@@ -164,6 +192,21 @@ ACTIVATIONS = {
     "sigmoid": True,
     "tanh": True,
 }
+# What the converter (TensorFlow 2.21) refuses or leaves float in 16 bits.
+_ONLY_8_BITS = (layers.PReLU,)
+_ONLY_8_BITS_OPERATIONS = (
+    "Equal",
+    "Greater",
+    "GreaterEqual",
+    "Less",
+    "LessEqual",
+    "Log",
+    "NotEqual",
+    "Repeat",
+    "Tile",
+)
+_ONLY_8_BITS_ACTIVATIONS = ("gelu", "hard_silu", "log_softmax")
+
 FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 _ALIASES = {"hard_swish": "hard_silu", "leakyrelu": "leaky_relu"}
 _OPERATION_ACTIVATIONS = {
@@ -282,3 +325,12 @@ def known(operation):
         *INDEX_OPERATIONS,
     )
     return _is(operation, classes, names)
+
+
+def only_8_bits(operation):
+    """Whether the operation has no form with activations of 16 bits."""
+    if isinstance(operation, layers.UpSampling2D):
+        return operation.interpolation == "nearest"
+    if activation(operation) in _ONLY_8_BITS_ACTIVATIONS:
+        return True
+    return _is(operation, _ONLY_8_BITS, _ONLY_8_BITS_OPERATIONS)

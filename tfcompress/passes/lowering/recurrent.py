@@ -89,6 +89,10 @@ def _gru(layer):
     )
 
     def step(x, states):
+        if states is None and bias is None:
+            # The state is 0, and so is what comes of it.
+            z = gate(x[:, :units])
+            return [activation(x[:, 2 * units :]) * _complement(z)]
         inner = recur(no_state(x) if states is None else states[0])
         gates = gate(x[:, : 2 * units] + inner[:, : 2 * units])
         z, r = ops.split(gates, 2, axis=-1)
