@@ -544,3 +544,23 @@ def test_what_has_no_16_bit_form_is_refused_at_the_door(name, make):
     with pytest.raises(ValueError, match=f"{name}.*activations of 16 bits"):
         tfc.quantize_aware(model, "int16x8")
     tfc.quantize_aware(model, "int8")
+
+
+@pytest.mark.parametrize("find", ["argmax", "argmin"])
+def test_the_class_itself_may_be_an_output(find, tmp_path):
+    inputs = keras.Input((10,))
+    scores = layers.Dense(4, name="scores")(inputs)
+    best = getattr(keras.ops, find)(scores, axis=-1)
+    kept = getattr(keras.ops, find)(scores, axis=1, keepdims=True)
+    model = keras.Model(inputs, {"scores": scores, "best": best, "kept": kept})
+    x = np.random.default_rng(0).normal(size=(64, 10)).astype("float32")
+    qat = tfc.quantize_aware(model, calibration_data=x)
+    result = tfc.export_tflite(qat, tmp_path / "m.tflite", kind="int8", io="float32")
+    assert result.fully_integer
+    runner = TFLiteRunner(result.path)
+    found = dict(
+        zip(sorted(["scores", "best", "kept"]), runner.predict([x]), strict=True)
+    )
+    expected = qat.predict(x, verbose=0)
+    np.testing.assert_array_equal(found["best"], expected["best"])
+    np.testing.assert_array_equal(found["kept"], expected["kept"])

@@ -12,6 +12,7 @@ Example:
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
 from tfcompress.graph import Graph, find_layers, rewrite
@@ -94,6 +95,7 @@ def exported_range(quantizer):
     return tuple(map(float, on_grid))
 
 
+_EXTREMES = {"Argmax": tf.argmax, "Argmin": tf.argmin}
 # What is a scale and a shift for each channel at inference.
 _PER_CHANNEL = (keras.layers.BatchNormalization, Affine)
 
@@ -120,6 +122,10 @@ class _Export:
                 return args[0]
             if not self._is_float(call):
                 return self._affine(operation)(args[0])
+        if type(operation).__name__ in _EXTREMES and operation.axis is not None:
+            find = _EXTREMES[type(operation).__name__]
+            x = self._read_by_one(call.input_tensors[0], args[0])
+            return _IndexOf(find, operation.axis, operation.keepdims)(x)
         return clone(operation)(*args, **kwargs)
 
     def _constant(self, call, x):
@@ -139,9 +145,20 @@ class _Export:
         producer = self.graph.producer(call.input_tensors[0])
         if producer is None or not isinstance(producer.operation, FakeQuant):
             return rounded(x)
-        # The converter drops one of two roundings in a row; with an axis in between
-        # that comes and goes it converts from one scale to the other.
-        return keras.ops.squeeze(rounded(keras.ops.expand_dims(x, 1)), 1)
+        return _apart(rounded, x)
+
+    def _read_by_one(self, old, x):
+        """The tensor, rounded once more where it has other readers.
+
+        Of a tensor with several the converter hands this one the float form.
+        """
+        producer = self.graph.producer(old)
+        if producer is None or not isinstance(producer.operation, FakeQuant):
+            return x
+        if self.graph.only_consumer(old) is not None:
+            return x
+        quantizer = producer.operation
+        return _apart(ConstantFakeQuant(*exported_range(quantizer), quantizer.bits), x)
 
     def _kernel(self, call):
         normalization = self._normalization(call)
@@ -215,6 +232,32 @@ class _Export:
         producer = self.graph.producer(call.input_tensors[0])
         kernel = None if producer is None else producer.operation
         return isinstance(kernel, TransformWeights) and kernel.rounds
+
+
+def _apart(rounded, x):
+    """Rounds what is rounded already.
+
+    The converter drops one of two roundings in a row; with an axis in between that
+    comes and goes it converts from one scale to the other.
+    """
+    return keras.ops.squeeze(rounded(keras.ops.expand_dims(x, 1)), 1)
+
+
+class _IndexOf(keras.layers.Layer):
+    """Where along an axis the extreme value is.
+
+    Keras tells -0 from 0 by the bits of floats first, for which TFLite has nothing.
+    """
+
+    def __init__(self, find, axis, keepdims):
+        super().__init__()
+        self.find = find
+        self.axis = axis
+        self.keepdims = keepdims
+
+    def call(self, x):
+        index = self.find(x, axis=self.axis, output_type=tf.int32)
+        return tf.expand_dims(index, self.axis) if self.keepdims else index
 
 
 def fold(wrapper, normalization, *, name=None):
