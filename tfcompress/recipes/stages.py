@@ -85,6 +85,8 @@ OBJECTS = _by_name(
     distillation.SoftLabels,
 )
 
+# Lists and mappings within each other; what a stage takes has a handful.
+_DEEPEST = 50
 # Settings that are numbers of examples in a recipe, which a run takes from its data.
 EXAMPLES = ("data", "calibration_data")
 EXAMPLES_BY_DEFAULT = 256
@@ -133,7 +135,7 @@ class Stage:
 
 def parameters(name):
     """The settings that a stage of this name takes, as `inspect.Parameter`s by name."""
-    found = dict(inspect.signature(STAGES[name]).parameters)
+    found = _taken(STAGES[name])
     return {key: p for key, p in found.items() if key not in _NOT_SETTINGS}
 
 
@@ -162,10 +164,7 @@ def checked(entry, where):
             f"{where}: settings are a mapping of names to values, for example "
             f"{{'fit': {{'epochs': 5}}}}. Received: {settings!r}"
         )
-    try:
-        settings = {key: plain(value, where, key) for key, value in settings.items()}
-    except RecursionError as err:
-        raise ValueError(f"{where}: settings are nested too deeply.") from err
+    settings = {key: plain(value, where, key) for key, value in settings.items()}
     known = parameters(name)
     required = {
         key
@@ -210,7 +209,7 @@ def _name_and_settings(entry, where):
 def _settings_of(callback, where):
     """What was set on a callback object."""
     settings = {}
-    for name, parameter in inspect.signature(type(callback)).parameters.items():
+    for name, parameter in _taken(type(callback)).items():
         value = getattr(callback, name)
         value = None if name == "rules" and not value else value
         default = None if name == "rules" else parameter.default
@@ -226,26 +225,42 @@ def _settings_of(callback, where):
     return settings
 
 
-def plain(value, where, key):
+def _taken(factory):
+    """Dict from name to parameter of a function, or of what a class is made with.
+
+    Of a Keras layer Python 3.11.2 and older say `*args, **kwargs`, as its `__new__`.
+    """
+    if not isinstance(factory, type):
+        return dict(inspect.signature(factory).parameters)
+    found = dict(inspect.signature(factory.__init__).parameters)
+    found.pop("self")
+    return found
+
+
+def plain(value, where, key, depth=0):
     """A value as YAML and JSON have it, copied; objects as mappings.
 
     Raises:
         TypeError: If it cannot be written down so that it reads the same again.
+        ValueError: If it is nested too deeply.
     """
+    if depth > _DEEPEST:
+        raise ValueError(f"{where}: settings are nested too deeply.")
+    depth += 1
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, (list, tuple)):
-        return [plain(item, where, key) for item in value]
+        return [plain(item, where, key, depth) for item in value]
     if isinstance(value, dict) and value.get("class_name") in OBJECTS:
         # As Keras writes an object within another's config.
-        return {value["class_name"]: plain(value["config"], where, key)}
+        return {value["class_name"]: plain(value["config"], where, key, depth)}
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-        return {name: plain(item, where, key) for name, item in value.items()}
+        return {name: plain(item, where, key, depth) for name, item in value.items()}
     if type(value) in OBJECTS.values():
         config = value.get_config()
-        return {type(value).__name__: plain(config, where, key)}
+        return {type(value).__name__: plain(config, where, key, depth)}
     hint = (
         " Write pairs instead: [[200, 8], [400, 6]]." if isinstance(value, dict) else ""
     )
@@ -272,7 +287,7 @@ def _built(value):
             f"{sorted(OBJECTS)}."
         )
     settings = {key: _built(item) for key, item in value[name].items()}
-    known = inspect.signature(OBJECTS[name]).parameters
+    known = _taken(OBJECTS[name])
     open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
     required = {
         key
