@@ -47,8 +47,11 @@ def batches(task, x, y, seed):
     data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed)
     data = data.batch(BATCH, drop_remainder=True)
     if task.augment is not None:
-        data = data.map(lambda a, b: (task.augment(a), b), tf.data.AUTOTUNE)
-    return data.prefetch(2)
+        data = data.map(lambda a, b: (task.augment(a), b), 2)
+    # See `training_cost.py`: it lengthens epochs, by up to as much as they take.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.prefetch(2).with_options(options)
 
 
 def named_weights(model):
