@@ -13,6 +13,8 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from tfcompress.datasets import untuned
+
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "tfcompress"
 BATCH = 64
@@ -48,10 +50,7 @@ def batches(task, x, y, seed):
     data = data.batch(BATCH, drop_remainder=True)
     if task.augment is not None:
         data = data.map(lambda a, b: (task.augment(a), b), 2)
-    # See `training_cost.py`: it lengthens epochs, by up to as much as they take.
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return data.prefetch(2).with_options(options)
+    return untuned(data.prefetch(2))
 
 
 def named_weights(model):

@@ -52,7 +52,8 @@ def augmented(x, y, seed):
         return tf.image.random_flip_left_right(moved), labels
 
     data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed)
-    return data.batch(BATCH, drop_remainder=True).map(change).prefetch(2)
+    data = data.batch(BATCH, drop_remainder=True).map(change).prefetch(2)
+    return tfc.datasets.untuned(data)
 
 
 def fitted(model, train, epochs, rate, callbacks=()):

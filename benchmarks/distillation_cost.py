@@ -78,6 +78,7 @@ def measure(terms, args):
     x = rng.normal(size=(args.steps * args.batch, 32, 32, 3)).astype("float32")
     y = rng.integers(0, 10, len(x))
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(args.batch).cache()
+    data = tfc.datasets.untuned(data)
     teacher = resnet(args.teacher_width, "teacher")
     alone = compiled(resnet(16, "student"))
     pupil = compiled(tfc.distill(resnet(16, "student"), teacher, terms=terms()))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfcompress import datasets
 from tfcompress.datasets import HELD_OUT_SPEAKERS, SPEAKERS, spoken_digits
@@ -99,3 +100,25 @@ def test_an_unknown_speaker_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="george") as caught:
         spoken_digits(speakers=["theo", "thoe"])
     assert "thoe" in str(caught.value)
+
+
+def test_an_untuned_data_set_has_the_same_elements_and_no_tuner():
+    data = tf.data.Dataset.range(7).map(lambda i: (i, i + 1), tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    options.deterministic = True
+    data = data.with_options(options).batch(2)
+
+    plain = datasets.untuned(data)
+
+    assert plain.options().autotune.enabled is False
+    assert plain.options().deterministic is True
+    assert data.options().autotune.enabled is not False
+    pairs = zip(data.as_numpy_iterator(), plain.as_numpy_iterator(), strict=True)
+    for old, new in pairs:
+        np.testing.assert_array_equal(old, new)
+    assert plain.cardinality() == data.cardinality()
+
+
+def test_what_is_no_data_set_is_not_untuned():
+    with pytest.raises(TypeError, match="from_tensor_slices"):
+        datasets.untuned((np.zeros(3), np.zeros(3)))

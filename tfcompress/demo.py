@@ -72,7 +72,7 @@ def augmented(train, *, seed, batch_size=64):
 
     data = tf.data.Dataset.from_tensor_slices(tuple(train)).cache()
     data = data.shuffle(len(train.x), seed=seed).map(disturb, tf.data.AUTOTUNE)
-    return data.batch(batch_size).prefetch(2)
+    return datasets.untuned(data.batch(batch_size).prefetch(2))
 
 
 def train_float(train, settings):
