@@ -69,6 +69,14 @@ def transformer(layers, keras, *, length=64, width=128, heads=4, blocks=2):
     return keras.Model(inputs, layers.Dense(10, activation="softmax")(x))
 
 
+def size_of_epoch(name, technique="quantization"):
+    """Steps and batch size of an epoch of a network."""
+    prunes = technique == "pruning"
+    if name == "mobilenetv2":
+        return 20 if prunes else 6, 16
+    return 60 if prunes else 20, 32
+
+
 def _data(model, examples, batch):
     import numpy as np
     import tensorflow as tf
@@ -314,10 +322,8 @@ def main():
     for name in NETWORKS:
         if args.only not in name:
             continue
-        prunes = args.technique == "pruning"
         suffix = "" if args.technique == "quantization" else f"_{args.technique}"
-        sizes = {"mobilenetv2": (20, 16)} if prunes else {"mobilenetv2": (6, 16)}
-        steps, batch = sizes.get(name, (60 if prunes else 20, 32))
+        steps, batch = size_of_epoch(name, args.technique)
         size = {"steps": steps, "batch": batch}
         found = _child(
             function=f"compare{suffix}", name=name, rounds=args.rounds, **size

@@ -74,7 +74,7 @@ def main():
     for name in training_cost.NETWORKS:
         if args.only not in name:
             continue
-        steps, batch = (6, 16) if name == "mobilenetv2" else (20, 32)
+        steps, batch = training_cost.size_of_epoch(name)
         plain = getattr(training_cost, name)(layers, keras)
         dataset, x = training_cost._data(plain, steps * batch, batch)
         training_cost._compiled(plain, keras)
