@@ -106,6 +106,7 @@ def _plot(results, path):
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
 
     figure, axes = plt.subplots(
         1, len(results), figsize=(5 * len(results), 4.2), squeeze=False
@@ -130,6 +131,10 @@ def _plot(results, path):
         base = statistics.mean(rows[FLOAT]["accuracy"])
         ax.axhline(base, color="#6b7480", linewidth=1, linestyle="--", label="float32")
         ax.set_xscale("log")
+        # Decades alone are too few, and 3e1 beside 4e1 overlap.
+        ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(ticker.NullFormatter())
         ax.set_xlabel("file after gzip, kB")
         ax.set_ylabel("accuracy, %")
         ax.set_title(task)
