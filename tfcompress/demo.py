@@ -53,7 +53,7 @@ def augmented(train, *, seed, batch_size=64):
 
     Args:
         train: `(x, y)` as `datasets.spoken_digits` gives it.
-        seed: Seed of the order.
+        seed: Seed of the order and of what is done to the clips.
         batch_size: Batch size.
 
     Returns:
@@ -61,17 +61,24 @@ def augmented(train, *, seed, batch_size=64):
     """
     frames, coefficients, _ = train.x.shape[1:]
 
-    def disturb(x, y):
-        length = frames * tf.random.uniform((), 0.8, 1.2)
+    def disturb(clip, number):
+        x, y = clip
+        # A seed for each clip, for parallel calls take turns at a common generator.
+        seeds = tf.random.split(tf.stack([number, seed]), 4)
+        length = frames * tf.random.stateless_uniform((), seeds[0], 0.8, 1.2)
         x = tf.image.resize(x, (tf.cast(tf.round(length), tf.int32), coefficients))
         x = tf.image.resize_with_crop_or_pad(x, frames, coefficients)
-        x = tf.roll(x, tf.random.uniform((), -6, 7, tf.int32), axis=0)
-        gain, offset = tf.unstack(tf.random.normal((2, 1, coefficients, 1), 0, 0.25))
-        noise = tf.random.normal(tf.shape(x), stddev=0.5)
+        shift = tf.random.stateless_uniform((), seeds[1], -6, 7, tf.int32)
+        x = tf.roll(x, shift, axis=0)
+        voice = tf.random.stateless_normal((2, 1, coefficients, 1), seeds[2], 0, 0.25)
+        gain, offset = tf.unstack(voice)
+        noise = tf.random.stateless_normal(tf.shape(x), seeds[3], stddev=0.5)
         return x * (1 + gain) + offset + noise, y
 
     data = tf.data.Dataset.from_tensor_slices(tuple(train)).cache()
-    data = data.shuffle(len(train.x), seed=seed).map(disturb, tf.data.AUTOTUNE)
+    data = data.shuffle(len(train.x), seed=seed)
+    numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+    data = tf.data.Dataset.zip((data, numbers)).map(disturb, tf.data.AUTOTUNE)
     return datasets.untuned(data.batch(batch_size).prefetch(2))
 
 
