@@ -38,6 +38,26 @@ class Scaled(layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tests")
+class Residual(layers.Layer):
+    """Layers in a list and a dict, which the first call builds."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.convs = [layers.Conv2D(filters, 3, padding="same") for _ in range(2)]
+        self.norms = {str(i): layers.BatchNormalization() for i in range(2)}
+
+    def call(self, inputs, training=False):
+        x = inputs
+        for conv, norm in zip(self.convs, self.norms.values(), strict=True):
+            x = ops.relu(norm(conv(x), training=training))
+        return x + inputs
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters}
+
+
+@keras.saving.register_keras_serializable(package="tests")
 class Classifier(keras.Model):
     """A subclassed model with a nested subclassed block."""
 
@@ -253,6 +273,7 @@ ARCHITECTURES = {
         )
     ),
     "custom layer": _sequence(lambda x: Scaled()(x)),
+    "custom layer without build": _image(lambda x: Residual(4)(Residual(4)(x))),
     "subclassed": subclassed,
     "sigmoid into concatenate": _image(
         lambda x: layers.Concatenate()([layers.Activation("sigmoid")(x), x])

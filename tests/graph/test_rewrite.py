@@ -172,6 +172,54 @@ def test_a_built_copy_has_the_weights_and_no_graph():
     assert not copied._inbound_nodes
 
 
+def _mixed(make):
+    """What `make` returns while the global policy is another."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        return make()
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+class _Inner(layers.Layer):
+    """Its layer gets the global dtype policy."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = layers.Dense(3)
+
+    def call(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("make", [_Inner, lambda: layers.TimeDistributed(layers.Dense(3))])
+def test_layers_within_a_copy_keep_their_dtype_policy_or_get_the_new(make):
+    layer = _mixed(make)
+    layer(np.zeros((2, 5, 4), "float32"))
+    for dtype, policy in ((None, "mixed_float16"), ("float32", "float32")):
+        copied = built_copy(layer) if dtype is None else clone(layer, dtype=dtype)
+        found = {sub.dtype_policy.name for sub in copied._flatten_layers()}
+        assert found == {policy}
+
+
+def test_inputs_of_half_precision_become_those_of_the_new_dtype():
+    inputs = {
+        "half": keras.Input((4,), dtype="float16", name="half"),
+        "index": keras.Input((4,), dtype="int32", name="index"),
+    }
+    taken = keras.ops.take(inputs["half"], inputs["index"], axis=1)
+    graph = Graph(keras.Model(inputs, taken))
+    same, single = rewrite(graph, _same), rewrite(graph, _same, dtype="float32")
+    assert {k: t.dtype for k, t in same.input.items()} == {
+        "half": "float16",
+        "index": "int32",
+    }
+    assert {k: t.dtype for k, t in single.input.items()} == {
+        "half": "float32",
+        "index": "int32",
+    }
+
+
 def test_trainable_flags_are_kept():
     model = models.with_state()
     model.get_layer("dense").trainable = False

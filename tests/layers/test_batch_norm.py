@@ -113,6 +113,12 @@ def test_mixed_precision(rank, policy, dtype, tolerance):
     _assert_same(plain, fused, SHAPES[rank], tolerance=tolerance, dtype=dtype)
 
 
+def test_double_precision_has_no_fused_kernel_and_falls_back():
+    plain, fused = _both(SHAPES[4], dtype="float64")
+    assert fused(_data(SHAPES[4])).dtype == "float64"
+    _assert_same(plain, fused, SHAPES[4], dtype="float64")
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"synchronized": True}], ids=["fused", "fallback"]
 )

@@ -30,7 +30,8 @@ def rewrite(
             `clone(operation)` is the operation's copy, the same at each call of a
             shared one.
         batch_size: Batch size of the new inputs; `"same"` keeps what there is.
-        dtype: Dtype policy of the copies; `None` keeps each layer's own.
+        dtype: Dtype policy of the copies, and dtype of inputs that are not integers;
+            `None` keeps each layer's own.
         name: Name of the new model; `None` keeps the old.
         input_dtypes: Dict from the name of an input to its new dtype.
 
@@ -47,7 +48,8 @@ def rewrite(
         return copies[id(operation)][1]
 
     inputs = keras.tree.map_structure(
-        lambda t: _new_input(t, batch_size, input_dtypes or {}), graph.inputs_struct
+        lambda t: _new_input(t, batch_size, dtype, input_dtypes or {}),
+        graph.inputs_struct,
     )
     new = {
         id(old): tensor
@@ -99,13 +101,28 @@ def clone(operation, *, name=None, dtype=None, into=None, **changes):
         cls = into or type(operation)
         # A lambda from this very process is as safe as the process.
         trusted = {"safe_mode": False} if cls is keras.layers.Lambda else {}
-        return cls.from_config(operation.get_config() | changes, **trusted)
+        copied = cls.from_config(operation.get_config() | changes, **trusted)
     except Exception as err:
         raise ValueError(
             f"Cannot copy layer {operation.name!r} of type "
             f"{type(operation).__name__} from its config: {err}. Give the class a "
             "`get_config` that returns the arguments of its constructor."
         ) from err
+    _set_policies_within(operation, copied, dtype)
+    return copied
+
+
+def _set_policies_within(layer, copied, dtype):
+    """Gives layers that a constructor made the dtype policy of those they stand for.
+
+    Keras gave them the policy that is global now, which need not be that of then.
+    """
+    within = [
+        list(outer._flatten_layers(include_self=False)) for outer in (layer, copied)
+    ]
+    for old, new in zip(*within, strict=False):
+        if type(old) is type(new):
+            new.dtype_policy = dtype or old.dtype_policy
 
 
 def built_copy(layer, /, **changes):
@@ -119,8 +136,7 @@ def built_copy(layer, /, **changes):
         The copy, built for the same input shape, with the same weights.
     """
     copied = clone(layer, **changes)
-    if not copied.built:
-        copied.build_from_config(layer.get_build_config())
+    _build_alike(layer, copied)
     if changes.get("into") is None:
         copy_weights(layer, copied)
         return copied
@@ -129,6 +145,21 @@ def built_copy(layer, /, **changes):
         if variable.name in by_name:
             variable.assign(by_name[variable.name])
     return copied
+
+
+def _build_alike(layer, copied):
+    """Builds a copy, and the layers that its constructor made, as the original is."""
+    if copied.built:
+        return
+    if getattr(copied.build, "_is_default", False):
+        # Keras' own `build` leaves the layers within to the first call.
+        within = [
+            list(outer._flatten_layers(recursive=False, include_self=False))
+            for outer in (layer, copied)
+        ]
+        for old, new in zip(*within, strict=True):
+            _build_alike(old, new)
+    copied.build_from_config(layer.get_build_config())
 
 
 def copy_weights(source, target):
@@ -165,9 +196,12 @@ def _stateful(layer):
             yield sub, store
 
 
-def _new_input(tensor, batch_size, dtypes):
+def _new_input(tensor, batch_size, dtype, dtypes):
     shape = tensor.shape
     if batch_size != "same":
         shape = (batch_size, *shape[1:])
-    dtype = dtypes.get(tensor.name, tensor.dtype)
+    own = (
+        dtype if dtype and keras.backend.is_float_dtype(tensor.dtype) else tensor.dtype
+    )
+    dtype = dtypes.get(tensor.name, own)
     return keras.Input(batch_shape=shape, dtype=dtype, name=tensor.name)

@@ -68,6 +68,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     def _fuses(self, inputs):
         return (
             self.axis in (-1, len(inputs.shape) - 1)
+            and inputs.dtype != tf.float64
             and not self.synchronized
             and not getattr(self, "renorm", False)
         )

@@ -124,7 +124,7 @@ def _taken_apart(forms, call, clone, args, kwargs):
 def _symbolic_inputs(model):
     if getattr(model, "inputs", None):
         return [
-            keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name)
+            keras.Input(batch_shape=t.shape, dtype=_input_dtype(t), name=t.name)
             for t in model.inputs
         ]
     config = model.get_build_config() or {}
@@ -141,6 +141,12 @@ def _symbolic_inputs(model):
         }
     shapes = shape if isinstance(shape[0], (list, tuple)) else [shape]
     return [keras.Input(tuple(s)[1:], dtype=model.input_dtype) for s in shapes]
+
+
+def _input_dtype(tensor):
+    """What to hand in: of half precision is what Keras made of it on the way in."""
+    half = tensor.dtype in ("float16", "bfloat16")
+    return "float32" if half else tensor.dtype
 
 
 def _symbolic(value):
