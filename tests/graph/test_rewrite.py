@@ -192,7 +192,9 @@ class _Inner(layers.Layer):
         return self.inner(x)
 
 
-@pytest.mark.parametrize("make", [_Inner, lambda: layers.TimeDistributed(layers.Dense(3))])
+@pytest.mark.parametrize(
+    "make", [_Inner, lambda: layers.TimeDistributed(layers.Dense(3))]
+)
 def test_layers_within_a_copy_keep_their_dtype_policy_or_get_the_new(make):
     layer = _mixed(make)
     layer(np.zeros((2, 5, 4), "float32"))

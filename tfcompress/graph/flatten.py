@@ -2,7 +2,7 @@
 
 import keras
 
-from tfcompress.graph.depth import allow_depth
+from tfcompress.graph.remade import remade
 from tfcompress.graph.rewrite import clone, copy_weights
 from tfcompress.graph.view import Graph, functional
 
@@ -38,8 +38,7 @@ def flatten(model, *, keep_subclassed=False):
     inliner = _Inliner(model, {t.name for t in graph.inputs}, keep_subclassed)
     outputs = inliner.run(graph, keras.tree.flatten(inputs), prefix="", training=None)
     inliner.copy_weights()
-    allow_depth()
-    return keras.Model(inputs, outputs, name=model.name)
+    return remade(model, inputs, outputs)
 
 
 class _Inliner:

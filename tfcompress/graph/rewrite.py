@@ -16,6 +16,7 @@ import copy
 import keras
 
 from tfcompress.graph.depth import allow_depth
+from tfcompress.graph.remade import remade
 
 
 def rewrite(
@@ -36,8 +37,8 @@ def rewrite(
         input_dtypes: Dict from the name of an input to its new dtype.
 
     Returns:
-        A new functional `keras.Model` with the structure of inputs and outputs of the
-        old. Copies carry the weights of their originals.
+        A new functional model of the class of the old (see `remade`), with its inputs
+        and outputs. Copies carry the weights of their originals.
     """
     allow_depth()
     copies = {}
@@ -64,7 +65,7 @@ def rewrite(
     outputs = keras.tree.map_structure(lambda t: new[id(t)], graph.outputs_struct)
     for operation, copied in copies.values():
         copy_weights(operation, copied)
-    return keras.Model(inputs, outputs, name=name or graph.model.name)
+    return remade(graph.model, inputs, outputs, name)
 
 
 def unchanged(call, clone, args, kwargs):
