@@ -9,6 +9,7 @@ from tfcompress.graph.flatten import flatten as flatten
 from tfcompress.graph.optimizer_slots import slots_of as slots_of
 from tfcompress.graph.rewrite import built_copy as built_copy
 from tfcompress.graph.rewrite import clone as clone
+from tfcompress.graph.rewrite import copy_weights as copy_weights
 from tfcompress.graph.rewrite import freeze_alike as freeze_alike
 from tfcompress.graph.rewrite import rewrite as rewrite
 from tfcompress.graph.rewrite import unchanged as unchanged

@@ -62,7 +62,8 @@ def quantize_aware(
     """Returns a copy of `model` that trains with the rounding of an integer file.
 
     Layers that TFLite has no integer form of are rewritten into operations that have
-    one (attention, normalization, recurrent layers step by step, subclassed models).
+    one (attention, normalization, recurrent layers step by step, subclassed models),
+    those with channels first into the same with channels last.
     Weights are rounded per output channel with symmetric scales, activations per
     tensor; batch normalization that follows a kernel keeps learning and is folded at
     export, where it commutes with the rounding. Compile the result and `fit` it as

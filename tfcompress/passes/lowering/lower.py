@@ -14,6 +14,7 @@ from tfcompress.passes.lowering import (
     normalization,
     recurrent,
 )
+from tfcompress.passes.lowering.channels_last import channels_last
 from tfcompress.passes.lowering.trace import NotTraceableError, traced
 
 _LAYERS = (
@@ -43,7 +44,8 @@ def lower(model, *, keep=()):
     """
     result = Lowered(model)
     while True:
-        graph = Graph(flatten(result.model, keep_subclassed=True))
+        flat = flatten(result.model, keep_subclassed=True)
+        graph = Graph(channels_last(flat))
         result.model = graph.model
         lowering = _Lowering(graph, set(keep), result)
         if not any(lowering.form(call.operation) for call in graph.calls):
