@@ -267,8 +267,13 @@ def test_a_nested_model_says_what_to_do():
     inputs = keras.Input((3,))
     model = keras.Model(inputs, layers.Dense(2)(inner(inputs)))
     model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="Make it flat first"):
+    with pytest.raises(ValueError, match="Make it flat first.*exclude='.\\*'"):
         _fit(model, tfc.ChannelPruning(0.5))
+    flat = tfc.fold(model, exclude=".*")
+    flat.compile("sgd", "mse")
+    pruning = tfc.ChannelPruning(0.5)
+    _fit(flat, pruning)
+    assert pruning.cut().count_params() == 3 * 2 + 2 + 2 * 2 + 2
 
 
 def test_pruning_in_the_same_fit_is_refused():

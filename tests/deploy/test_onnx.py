@@ -344,6 +344,36 @@ def test_each_operation_is_within_one_step_of_what_was_trained(qat, tmp_path):
     assert np.mean(fused * 256 <= 1.001) >= 0.95
 
 
+# What tf2onnx has no form of: `Erfc`, `Expm1`, `Log1p`.
+ACTIVATIONS = {
+    "exact gelu": keras.activations.gelu,
+    "celu": keras.activations.celu,
+    "expm1": keras.ops.expm1,
+    "log1p": lambda x: keras.ops.log1p(keras.ops.abs(x)),
+}
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_operations_that_onnx_computes_from_others(name, opset, tmp_path):
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, ACTIVATIONS[name](layers.Dense(4)(inputs)))
+    x = 3 * np.random.default_rng(0).normal(size=(16, 5)).astype("float32")
+    result = tfc.export_onnx(model, tmp_path / "m.onnx", opset=opset)
+    np.testing.assert_allclose(run(result.path, x)[0], model(x), atol=1e-5)
+
+
+def test_exact_gelu_in_integers(tmp_path):
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, activation="gelu")(inputs)
+    x = layers.Dense(3)(x)
+    data = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    qat = tfc.quantize_aware(keras.Model(inputs, x), calibration_data=data)
+    result = tfc.export_onnx(qat, tmp_path / "m.onnx")
+    found, expected = run(result.path, data)[0], qat(data).numpy()
+    assert np.abs(found - expected).max() <= 0.02 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("opset", [13, 18])
 def test_the_opset_is_the_one_asked_for(qat, opset, tmp_path):
     for number, model in enumerate((conv_net(), qat)):

@@ -336,3 +336,11 @@ def test_data_that_do_not_fit():
         tfc.quantize_post_training(conv_net(), np.zeros((4, 3, 3, 3), "float32"))
     with pytest.raises(TypeError, match="must be a Keras 3 model"):
         tfc.quantize_post_training("model", np.zeros((4, 3)))
+
+
+def test_a_model_without_kernels():
+    inputs = keras.Input((4, 4, 2))
+    model = keras.Model(inputs, keras.ops.relu(inputs * 2) - 0.5)
+    x = np.random.default_rng(0).normal(size=(8, 4, 4, 2)).astype("float32")
+    quantized = tfc.quantize_post_training(model, x)
+    assert np.abs(quantized(x) - model(x)).max() < 0.05

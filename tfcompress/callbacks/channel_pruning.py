@@ -177,8 +177,9 @@ class ChannelPruning(keras.callbacks.Callback):
         channels = channels_of(model, verb="ChannelPruning")
         if channels.graph.model is not model:
             raise ValueError(
-                f"Model {model.name!r} holds nested models, or is subclassed. Make it "
-                "flat first: tfc.fold(model) returns a flat one."
+                f"Model {model.name!r} holds nested models or layers of layers, or is "
+                "subclassed. Make it flat first: tfc.fold(model, exclude='.*') returns "
+                "a flat one with all its layers."
             )
         self._channels = channels
         self._chosen = choose_producers(

@@ -21,6 +21,7 @@ from tfcompress.checks import check_batch_size, check_model
 from tfcompress.deploy.files import check_writable, gzip_bytes, written_atomically
 from tfcompress.deploy.integers import check_weights
 from tfcompress.deploy.onnx_graph import drop_absorbed_relus, store_integer_weights
+from tfcompress.deploy.onnx_operations import handlers
 from tfcompress.deploy.onnx_runtime import (
     MOST_ROUNDING,
     ONNXRunner,
@@ -183,7 +184,10 @@ def _convert(model, opset, batch_size):
     with quiet() as caught:
         try:
             converted, _ = tf2onnx.convert.from_function(
-                infer, input_signature=signature, opset=opset
+                infer,
+                input_signature=signature,
+                opset=opset,
+                custom_op_handlers=handlers(),
             )
         except Exception as err:
             raise ValueError(

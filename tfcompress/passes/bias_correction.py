@@ -76,6 +76,8 @@ def _adds_to(variable, sign=1):
 
 def _means(model, tensors, batches):
     """Mean of each channel of each tensor over examples and positions, float64."""
+    if not tensors:
+        return []
     probe = Probe(model, tensors, _channel_means)
     sizes = [len(batch[0]) for batch in batches]
     found = [[mean.astype("float64") for mean in probe(batch)] for batch in batches]

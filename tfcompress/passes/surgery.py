@@ -91,8 +91,8 @@ def opened(model, *, verb):
         verb: Name of the function, for messages.
 
     Returns:
-        `Graph` of `model`, or of a flat copy. Of a subclassed model it is what its
-        `call` does, recorded.
+        `Graph` of `model`, or of a flat copy. Of a subclassed model, and of a user's
+        own layer that consists of layers, it is what its `call` does, recorded.
 
     Raises:
         TypeError: If `model` is no Keras 3 model.
@@ -108,7 +108,7 @@ def opened(model, *, verb):
             "that, or on "
             f"`tfc.strip(model)`. Received: model of type {type(model).__name__}"
         )
-    return Graph(flat_form(model))
+    return Graph(flat_form(model, open_layers=True))
 
 
 def closed(verb, graph, model, changes, return_report):

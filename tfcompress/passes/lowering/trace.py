@@ -10,7 +10,6 @@ Example:
 """
 
 import contextlib
-import functools
 
 import keras
 import numpy as np
@@ -87,38 +86,101 @@ def functional_form(model):
     return keras.Model(packed, outputs, name=model.name)
 
 
-def flat_form(model):
+def flat_form(model, *, open_layers=False):
     """A functional model without models inside, whatever kinds of models there are.
 
     Args:
         model: Built `keras.Model`; subclassed ones in it are recorded.
+        open_layers: Whether to record layers of a user's own class too, if they consist
+            of layers and have no weights beside those. One that cannot be recorded
+            stays as it is.
 
     Returns:
-        A functional `keras.Model`: `model` itself if it is flat already.
+        A functional `keras.Model`: `model` itself if it is flat already. Layers from
+        within are named `<outer>_<layer>`.
 
     Raises:
-        NotTraceableError: If the `call` of a subclassed one cannot be recorded.
+        NotTraceableError: If the `call` of a subclassed model cannot be recorded.
         ValueError: If one cannot be copied, or its input shapes are not known.
     """
     model = model if functional(model) else functional_form(model)
+    closed = set()
     while True:
         graph = Graph(flatten(model, keep_subclassed=True))
-        nested = [c.operation for c in graph.calls if _is_model(c.operation)]
-        if not nested:
+        operations = {c.operation.name: c.operation for c in graph.calls}
+        opens = _opens_layer if open_layers else _is_model
+        found = {
+            name: _form(operation, closed)
+            for name, operation in operations.items()
+            if name not in closed and (_is_model(operation) or opens(operation))
+        }
+        if not found:
             return graph.model
-        forms = {id(inner): traced(inner) for inner in nested}
-        model = rewrite(graph, functools.partial(_taken_apart, forms))
+        model = rewrite(graph, _TakeApart(found, set(operations), closed))
 
 
 def _is_model(operation):
     return isinstance(operation, keras.Model)
 
 
-def _taken_apart(forms, call, clone, args, kwargs):
-    form = forms.get(id(call.operation))
-    if form is None:
-        return clone(call.operation)(*args, **kwargs)
-    return form(*args, **{k: v for k, v in kwargs.items() if v is not None})
+def _opens_layer(operation):
+    """Whether a layer is of a user's own class and consists of layers with weights."""
+    if not isinstance(operation, keras.layers.Layer):
+        return False
+    if type(operation).__module__.partition(".")[0] in ("keras", "tfcompress"):
+        return False
+    within = operation._flatten_layers(include_self=False)
+    in_layers = {id(v) for layer in within for v in layer.variables}
+    own = {id(v) for v in operation.variables} - in_layers
+    return bool(in_layers) and not own
+
+
+def _form(operation, closed):
+    """What computes a model or layer from its parts; or `None`, and it is closed."""
+    try:
+        return traced(operation)
+    except ValueError:
+        if _is_model(operation):
+            raise
+        closed.add(operation.name)
+        return None
+
+
+class _TakeApart:
+    """The visitor that calls forms in place of what holds layers."""
+
+    def __init__(self, forms, names, closed):
+        self.forms = forms
+        self.names = names
+        self.closed = closed
+        self.named = set()
+
+    def __call__(self, call, clone, args, kwargs):
+        operation = call.operation
+        if operation.name not in self.forms or operation.name in self.closed:
+            return clone(operation)(*args, **kwargs)
+        given = {k: v for k, v in kwargs.items() if v is not None}
+        try:
+            outputs = self.forms[operation.name](*args, **given)
+        except NotTraceableError:
+            if _is_model(operation):
+                raise
+            self.closed.add(operation.name)
+            return clone(operation)(*args, **kwargs)
+        for part in calls_between(keras.tree.flatten((args, kwargs)), outputs):
+            self._name(part.operation, operation.name)
+        return outputs
+
+    def _name(self, part, outer):
+        if id(part) in self.named:
+            return
+        self.named.add(id(part))
+        base = f"{outer}_{part.name}"
+        part.name, number = base, 1
+        while part.name in self.names:
+            number += 1
+            part.name = f"{base}_{number}"
+        self.names.add(part.name)
 
 
 def _symbolic_inputs(model):
