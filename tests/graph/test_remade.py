@@ -39,12 +39,48 @@ class Positional(Counting):
         super().__init__(*args)
 
 
+class OtherNames(Counting):
+    """Keras loads no file of a class whose arguments have other names."""
+
+    def __init__(self, *tensors, **settings):
+        super().__init__(*tensors, **settings)
+
+
 class Wider(Counting):
     """Needs what nobody else knows."""
 
     def __init__(self, inputs, outputs, temperature, **kwargs):
         super().__init__(inputs, outputs, **kwargs)
         self.temperature = temperature
+
+
+class WithWeight(Counting):
+    """A weight beside the graph."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.temperature = self.add_weight(shape=(), name="temperature")
+
+
+class WithLayer(Counting):
+    """A layer beside the graph."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.projection = layers.Dense(2)
+
+
+class MadeInsideOfKeywords(Counting):
+    def __init__(self, **kwargs):
+        inputs, outputs = _tensors()
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+
+
+class MadeInsideWhatever(Counting):
+    """Takes a graph and makes another."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*_tensors(), name=kwargs.get("name"))
 
 
 class MadeInside(Counting):
@@ -83,8 +119,13 @@ def test_a_class_that_takes_a_graph_is_kept(cls):
     "make",
     [
         lambda: Positional(*_tensors()),
+        lambda: OtherNames(*_tensors()),
         lambda: Wider(*_tensors(), temperature=3),
+        lambda: WithWeight(*_tensors()),
+        lambda: WithLayer(*_tensors()),
         MadeInside,
+        MadeInsideOfKeywords,
+        MadeInsideWhatever,
         lambda: OwnSequence([keras.Input((6,)), layers.Dense(3)]),
         OwnCall,
     ],
@@ -113,6 +154,55 @@ def test_its_train_step_trains_the_compressed_model(cls, compress):
     x = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
     made.fit(x, np.arange(8) % 3, batch_size=4, verbose=0)
     assert cls.steps == before + 2
+
+
+def test_plain_attributes_go_along_and_those_of_a_fit_do_not():
+    model = Tracking(*_tensors())
+    model.temperature, model.loss_of_own = 2.5, keras.losses.MeanSquaredError()
+    model.compile("adam", "mse", metrics=["mae"])
+    model.fit(np.zeros((4, 6)), np.zeros((4, 3)), verbose=0)
+    made = remade(model, *_tensors())
+    assert made.temperature == 2.5 and made.loss_of_own is model.loss_of_own
+    assert getattr(made, "optimizer", None) is None and not made.compiled
+    assert made.tracker is not model.tracker
+
+
+def test_a_layer_among_the_attributes_is_of_the_old_graph():
+    model = Tracking(*_tensors())
+    model.head = model.layers[-1]
+    assert type(remade(model, *_tensors())) is type(keras.Model(*_tensors()))
+
+
+class Tenfold(keras.Model):
+    """A graph, and a `call` that does more."""
+
+    def call(self, x, training=None):
+        return 10 * super().call(x, training=training)
+
+
+@pytest.mark.parametrize("compress", [tfc.fold, tfc.quantize_aware, tfc.strip])
+def test_a_call_of_its_own_is_what_counts(compress):
+    model = Tenfold(*_tensors())
+    x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    made = compress(model)
+    if compress is tfc.quantize_aware:
+        made = tfc.quantize_aware(model, calibration_data=x)
+    assert np.abs(made(x) - model(x)).max() < 0.1
+
+
+class OwnCompile(Tracking):
+    def compile(self, rate, **kwargs):
+        super().compile(keras.optimizers.SGD(rate), **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:`compile")
+def test_an_optimizer_that_its_own_compile_made_is_not_carried_over():
+    model = OwnCompile(*_tensors())
+    model.compile(0.1, loss="mse")
+    model.fit(np.zeros((4, 6)), np.zeros((4, 3)), verbose=0)
+    with pytest.raises(ValueError, match="OwnCompile has a `compile` of its own"):
+        tfc.prune_channels(model, 0.5, keep_optimizer=True)
+    assert type(tfc.prune_channels(model, 0.5)) is type(model)
 
 
 def test_it_goes_the_whole_way(tmp_path):

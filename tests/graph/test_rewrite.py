@@ -192,8 +192,72 @@ class _Inner(layers.Layer):
         return self.inner(x)
 
 
+class _Mixed(_Inner):
+    """A part that building makes longer, and one behind it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.parts = {
+            "attention": layers.MultiHeadAttention(2, 3),
+            "dense": layers.Dense(3),
+        }
+
+    def call(self, x):
+        return self.parts["dense"](self.parts["attention"](x, x)) + self.inner(x)
+
+
+class _OwnWeight(_Inner):
+    """A `build` of its own that leaves the layer within to the first call."""
+
+    def build(self, input_shape):
+        self.gain = self.add_weight(shape=(3,), initializer="ones", name="gain")
+
+    def call(self, x):
+        return self.inner(x) * self.gain
+
+
+class _MadeInBuild(layers.Layer):
+    def build(self, input_shape):
+        self.inner = layers.Dense(3)
+
+    def call(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("make", [_Inner, _Mixed, _OwnWeight, _MadeInBuild])
+def test_what_the_first_call_builds_is_built_in_a_copy(make):
+    layer = make()
+    x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
+    expected = layer(x)
+    np.testing.assert_array_equal(built_copy(layer)(x), expected)
+
+
+class _Deep(layers.Layer):
+    """Its config keeps to itself how deep it is."""
+
+    def __init__(self, depth=1, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = [layers.Dense(4) for _ in range(depth)]
+
+    def call(self, x):
+        for layer in self.inner:
+            x = layer(x)
+        return x
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+@pytest.mark.filterwarnings("ignore:`build")
+def test_a_copy_with_fewer_layers_is_named():
+    layer = _Deep(3, name="deep")
+    layer(np.zeros((2, 4), "float32"))
+    with pytest.raises(ValueError, match="'deep'.*holds 4 layers.*its copy 0"):
+        built_copy(layer)
+
+
 @pytest.mark.parametrize(
-    "make", [_Inner, lambda: layers.TimeDistributed(layers.Dense(3))]
+    "make", [_Inner, _Mixed, lambda: layers.TimeDistributed(layers.Dense(3))]
 )
 def test_layers_within_a_copy_keep_their_dtype_policy_or_get_the_new(make):
     layer = _mixed(make)

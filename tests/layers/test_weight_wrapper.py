@@ -550,3 +550,16 @@ def test_a_copy_of_the_wrapper_has_its_state():
         built_copy(wrapper).effective_weights()["kernel"],
         wrapper.effective_weights()["kernel"],
     )
+
+
+def test_it_casts_as_its_layer_does_whatever_the_global_policy_is():
+    layer = layers.Dense(3)
+    layer.build((None, 4))
+    layer.kernel.assign(layer.kernel * 1e6)
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        wrapped = TransformWeights(layer, {"kernel": []})
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x = np.ones((2, 4), "float32")
+    np.testing.assert_array_equal(wrapped(x), layer(x))

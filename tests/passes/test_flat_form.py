@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from architectures import Residual, Scaled, examples
-from keras import layers
+from keras import layers, ops
 
 import tfcompress as tfc
 from tfcompress.graph import Graph
@@ -37,6 +37,37 @@ class Direct(layers.Layer):
 
     def call(self, x):
         return tf.math.cumsum(self.dense(x), axis=1)
+
+
+class DropsPaths(layers.Layer):
+    """Stochastic depth by operations of its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4)
+
+    def call(self, x, training=None):
+        y = self.dense(x)
+        if training:
+            y = y * 0.5
+        return y
+
+
+class AddsLoss(DropsPaths):
+    def call(self, x, training=False):
+        y = self.dense(x)
+        if training:
+            self.add_loss(ops.mean(y))
+        return y
+
+
+class AddsNoise(DropsPaths):
+    def call(self, x):
+        return self.dense(x) + keras.random.normal((4,))
+
+
+class Repeated(layers.TimeDistributed):
+    """One of Keras' own layers, by another name."""
 
 
 class WithoutConfig(layers.Layer):
@@ -95,13 +126,46 @@ def test_a_layer_that_is_called_twice_stays_one():
     np.testing.assert_allclose(flat(x), model(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [Scaled, Direct], ids=["own weights", "TensorFlow"])
-def test_what_cannot_be_opened_stays(make):
-    model = _model(layers.Dense(4), make(), layers.Dense(4), shape=(6, 8))
-    flat = flat_form(model, open_layers=True)
-    assert _classes(flat) == [layers.Dense, make, layers.Dense]
-    x = examples(model)
-    np.testing.assert_array_equal(flat(x), model(x))
+@pytest.mark.parametrize(
+    "make",
+    [
+        Scaled,
+        Direct,
+        DropsPaths,
+        AddsLoss,
+        AddsNoise,
+        lambda: Residual(4, activity_regularizer="l2"),
+        lambda: Repeated(layers.Dense(4)),
+    ],
+    ids=[
+        "own weights",
+        "TensorFlow",
+        "dropped paths",
+        "loss",
+        "noise",
+        "activity regularizer",
+        "derived",
+    ],
+)
+def test_what_a_recording_would_lose_stays(make):
+    layer = make()
+    shape = (8, 8, 4) if isinstance(layer, Residual) else (6, 4)
+    model = _model(layers.Dense(4), layer, layers.Dense(4), shape=shape)
+    assert flat_form(model, open_layers=True) is model
+    folded = tfc.fold(model)
+    assert _classes(folded) == [layers.Dense, type(layer), layers.Dense]
+
+
+def test_quantization_says_what_a_layer_does_no_longer(caplog):
+    layer = DropsPaths(name="path")
+    model = _model(layers.Dense(4), layer, shape=(6, 4))
+    tfc.quantize_aware(model)
+    assert "1 layer(s)" in caplog.text and "left out: path" in caplog.text
+
+
+def test_quantization_says_nothing_of_layers_that_hand_training_on(caplog):
+    tfc.quantize_aware(_model(Residual(4)))
+    assert not caplog.text
 
 
 def test_without_being_asked_only_models_are_opened():

@@ -166,8 +166,10 @@ _NEED_DOUBLE_PRECISION = ("EfficientNetV2L", "EfficientNetV2M")
 @pytest.fixture
 def double_precision():
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     yield
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.mark.parametrize(

@@ -174,12 +174,12 @@ class ChannelPruning(keras.callbacks.Callback):
         self._steps = RunSteps(self.params.get("steps"))
         self._find_ends()
         model = self.model.student if isinstance(self.model, Distiller) else self.model
-        channels = channels_of(model, verb="ChannelPruning")
+        channels = channels_of(model, verb="ChannelPruning", open_layers=False)
         if channels.graph.model is not model:
             raise ValueError(
-                f"Model {model.name!r} holds nested models or layers of layers, or is "
-                "subclassed. Make it flat first: tfc.fold(model, exclude='.*') returns "
-                "a flat one with all its layers."
+                f"Model {model.name!r} holds nested models, or is subclassed. Make it "
+                "flat first: tfc.fold(model, exclude='.*') returns a flat one with all "
+                "its layers."
             )
         self._channels = channels
         self._chosen = choose_producers(

@@ -28,24 +28,69 @@ def remade(model, inputs, outputs, name=None):
         name: Its name; `None` takes that of `model`.
 
     Returns:
-        A model of the class of `model`, whose `train_step` it so keeps, if that is
-        functional and its constructor takes what that of `keras.Model` takes; else a
-        plain functional `keras.Model`.
+        A model of the class of `model`, whose `train_step` it so keeps, with the plain
+        attributes that were set on it. A plain functional `keras.Model` if that class
+        is not functional, takes other arguments than `keras.Model` does, or has weights
+        beside those of the graph.
     """
     allow_depth()
-    cls = type(model) if _takes_a_graph(model) else keras.Model
-    return cls(inputs=inputs, outputs=outputs, name=name or model.name)
+    name = name or model.name
+    made = _of_its_class(model, inputs, outputs, name)
+    return keras.Model(inputs, outputs, name=name) if made is None else made
 
 
-def _takes_a_graph(model):
+def _of_its_class(model, inputs, outputs, name):
     if functional(model) is not model:
-        return False  # Subclassed with a `call` of its own, or Sequential.
-    _, *parameters = inspect.signature(type(model).__init__).parameters.values()
-    names = {p.name for p in parameters}
-    kinds = {p.kind for p in parameters if p.name not in _GRAPH}
-    open_end = inspect.Parameter.VAR_KEYWORD in kinds
-    fits = kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-    return fits and (open_end or set(_GRAPH) <= names)
+        return None  # Subclassed with a `call` of its own, or Sequential.
+    plain = type(keras.Model(inputs, outputs))
+    if type(model) is plain or not _takes_a_graph(type(model)) or _has_more(model):
+        return None
+    made = type(model)(inputs=inputs, outputs=outputs, name=name)
+    computed = [(made.inputs, inputs), (made.outputs, outputs)]
+    if any(not _same_tensors(*pair) for pair in computed):
+        return None  # It makes a graph of its own.
+    for key, value in _public(model).items():
+        if key not in vars(made) and not _of_a_fit(key, value):
+            setattr(made, key, value)
+    return made
 
 
-_GRAPH = ("inputs", "outputs", "name")
+def _public(model):
+    return {key: v for key, v in vars(model).items() if not key.startswith("_")}
+
+
+def _of_a_fit(key, value):
+    """Whether `compile` or `fit` set an attribute."""
+    made_there = (
+        keras.callbacks.History,
+        keras.metrics.Metric,
+        keras.optimizers.Optimizer,
+    )
+    return key == "stop_training" or isinstance(value, made_there)
+
+
+def _takes_a_graph(cls):
+    """Whether Keras, too, can build one of its class from inputs and outputs."""
+    spec = inspect.getfullargspec(cls.__init__)
+    if spec.kwonlyargs:
+        return False
+    if spec.args[1:] == ["inputs", "outputs", "name"]:
+        return True
+    return not spec.args[1:] and (spec.varargs, spec.varkw) == ("args", "kwargs")
+
+
+def _has_more(model):
+    """Whether it has weights, or layers by name, that new ones would not be given."""
+    if model._trainable_variables or model._non_trainable_variables:
+        return True
+    in_graph = {id(operation) for operation in model.operations}
+    within = model._flatten_layers(include_self=False, recursive=False)
+    if any(layer.weights and id(layer) not in in_graph for layer in within):
+        return True
+    held = keras.tree.flatten(list(_public(model).values()))
+    return any(isinstance(value, keras.layers.Layer) for value in held)
+
+
+def _same_tensors(found, given):
+    given = keras.tree.flatten(given)
+    return [id(tensor) for tensor in found] == [id(tensor) for tensor in given]

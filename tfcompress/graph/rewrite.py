@@ -118,12 +118,16 @@ def _set_policies_within(layer, copied, dtype):
 
     Keras gave them the policy that is global now, which need not be that of then.
     """
-    within = [
-        list(outer._flatten_layers(include_self=False)) for outer in (layer, copied)
-    ]
-    for old, new in zip(*within, strict=False):
+    # Level by level, as the copy has yet to build what building makes.
+    for old, new in zip(_parts(layer), _parts(copied), strict=False):
         if type(old) is type(new):
             new.dtype_policy = dtype or old.dtype_policy
+            _set_policies_within(old, new, dtype)
+
+
+def _parts(layer):
+    """The layers that a layer holds itself."""
+    return list(layer._flatten_layers(recursive=False, include_self=False))
 
 
 def built_copy(layer, /, **changes):
@@ -149,18 +153,15 @@ def built_copy(layer, /, **changes):
 
 
 def _build_alike(layer, copied):
-    """Builds a copy, and the layers that its constructor made, as the original is."""
-    if copied.built:
-        return
-    if getattr(copied.build, "_is_default", False):
-        # Keras' own `build` leaves the layers within to the first call.
-        within = [
-            list(outer._flatten_layers(recursive=False, include_self=False))
-            for outer in (layer, copied)
-        ]
-        for old, new in zip(*within, strict=True):
-            _build_alike(old, new)
-    copied.build_from_config(layer.get_build_config())
+    """Builds a copy, and the layers in it that wait for their first call."""
+    if not copied.built and not getattr(copied.build, "_is_default", False):
+        copied.build_from_config(layer.get_build_config())
+    old, new = _parts(layer), _parts(copied)
+    # An activation that is a layer may have been replaced by a function.
+    for pair in zip(old, new, strict=True) if len(old) == len(new) else ():
+        _build_alike(*pair)
+    if not copied.built:
+        copied.build_from_config(layer.get_build_config())
 
 
 def copy_weights(source, target):
@@ -183,6 +184,13 @@ def freeze_alike(source, target):
         [sub for sub in layer._flatten_layers() if sub.variables]
         for layer in (source, target)
     ]
+    counts = [len(found) for found in layers]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"Cannot copy layer {source.name!r} of type {type(source).__name__}: it "
+            f"holds {counts[0]} layers with weights and its copy {counts[1]}. Give the "
+            "class a `get_config` that returns the arguments of its constructor."
+        )
     for old, new in zip(*layers, strict=True):
         if not old.trainable:
             new.trainable = False

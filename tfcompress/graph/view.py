@@ -84,7 +84,7 @@ def calls_between(inputs, outputs):
     while stack:
         tensor, done = stack.pop()
         history = getattr(tensor, "_keras_history", None)
-        if history is None or id(tensor) in stop:
+        if history is None or history.operation is None or id(tensor) in stop:
             continue
         node = history.operation._inbound_nodes[history.node_index]
         if done:
@@ -102,7 +102,13 @@ def has_mask(*tensors):
 
 
 def functional(model):
-    """The graph of a functional or Sequential model; `None` if there is none."""
+    """The graph of a functional or Sequential model; `None` if there is none.
+
+    One whose class has a `call` of its own need not compute what its graph does.
+    """
+    call = getattr(type(model), "call", None)
+    if getattr(call, "__module__", "keras").partition(".")[0] != "keras":
+        return None
     if isinstance(model, keras.Sequential):
         model = getattr(model, "_functional", None)
     return model if hasattr(model, "_nodes_by_depth") else None

@@ -22,7 +22,8 @@ class NormalizedKernel(keras.layers.Layer):
     """
 
     def __init__(self, layer, normalization, **kwargs):
-        super().__init__(**({"name": layer.name} | kwargs))
+        own = {"name": layer.name, "dtype": layer.dtype_policy}
+        super().__init__(**(own | kwargs))
         self.layer = layer
         self.normalization = normalization
         self.built = True

@@ -42,6 +42,8 @@ class TransformWeights(keras.layers.Wrapper):
 
     def __init__(self, layer, transforms, **kwargs):
         kwargs.setdefault("name", layer.name)
+        # Of another one it would cast what the layer is called with.
+        kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(layer, **kwargs)
         self.supports_masking = layer.supports_masking
         # Keras binds what a layer is called with to its signature. `*args, **kwargs`

@@ -13,12 +13,13 @@ from tfcompress.passes.surgery import opened
 from tfcompress.selection import select
 
 
-def channels_of(model, *, verb):
+def channels_of(model, *, verb, open_layers=True):
     """The `Channels` of any model that can be made flat.
 
     Args:
         model: Built `keras.Model`.
         verb: Name of the function, for messages.
+        open_layers: Whether to take apart a user's own layers that consist of layers.
 
     Returns:
         `Channels`; its `graph.model` is `model` itself, or a flat copy.
@@ -28,7 +29,7 @@ def channels_of(model, *, verb):
         ValueError: If a pass of this library put layers in, or it has no graph of
             layers and none can be recorded.
     """
-    return find_channels(opened(model, verb=verb))
+    return find_channels(opened(model, verb=verb, open_layers=open_layers))
 
 
 def choose_producers(channels, include=None, exclude=None, rules=()):

@@ -149,6 +149,12 @@ def carry_optimizer(old, new, moved):
             f"config: {err}. Register its loss and metrics with "
             "keras.saving.register_keras_serializable, or compile the result yourself."
         ) from err
+    if getattr(new, "optimizer", None) is None:
+        # Keras only warns of a class with a `compile` of its own.
+        raise ValueError(
+            f"keep_optimizer: {type(new).__name__} has a `compile` of its own. Compile "
+            "the result yourself."
+        )
     new.optimizer.build(new.trainable_variables)
     successors = {
         id(before): moved.get(id(before), (after, None))

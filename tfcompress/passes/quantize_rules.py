@@ -94,6 +94,7 @@ PASS_THROUGH_OPERATIONS = (
     "Amin",
     "BroadcastTo",
     "Cast",
+    "ConvertToTensor",
     "Copy",
     "DepthToSpace",
     "ExpandDims",

@@ -83,12 +83,13 @@ def _table(title, rows):
         yield "  " + "  ".join([*left, *right]).rstrip()
 
 
-def opened(model, *, verb):
+def opened(model, *, verb, open_layers=True):
     """The graph of a plain model, nested models inlined.
 
     Args:
         model: What the user passed.
         verb: Name of the function, for messages.
+        open_layers: As of `flat_form`.
 
     Returns:
         `Graph` of `model`, or of a flat copy. Of a subclassed model, and of a user's
@@ -108,7 +109,7 @@ def opened(model, *, verb):
             "that, or on "
             f"`tfc.strip(model)`. Received: model of type {type(model).__name__}"
         )
-    return Graph(flat_form(model, open_layers=True))
+    return Graph(flat_form(model, open_layers=open_layers))
 
 
 def closed(verb, graph, model, changes, return_report):

@@ -9,17 +9,54 @@ Example:
     ```
 """
 
+import collections
+
 import keras
+import numpy as np
 from keras import layers
 
 from tfcompress.graph import Graph, clone, copy_weights, rewrite
 from tfcompress.passes import quantize_rules as rules
 
+# With a `data_format`, of which axis 1 is that of the channels where they come first.
+# (Of a ConvLSTM it is that of time.) Older versions of Keras have fewer of them.
+_WITH_FORMAT = tuple(
+    getattr(layers, name)
+    for name in (
+        *(f"Conv{rank}D{kind}" for rank in (1, 2, 3) for kind in ("", "Transpose")),
+        *(
+            f"{kind}Conv{rank}D"
+            for kind in ("Depthwise", "Separable")
+            for rank in (1, 2)
+        ),
+        *(
+            f"{kind}{rank}D"
+            for kind in (
+                "AdaptiveAveragePooling",
+                "AdaptiveMaxPooling",
+                "AveragePooling",
+                "Cropping",
+                "GlobalAveragePooling",
+                "GlobalMaxPooling",
+                "MaxPooling",
+                "SpatialDropout",
+                "UpSampling",
+                "ZeroPadding",
+            )
+            for rank in (1, 2, 3)
+        ),
+        "CenterCrop",
+        "Flatten",
+        "Resizing",
+    )
+    if hasattr(layers, name)
+)
 _NORMALIZATIONS = (*rules.NORMALIZATIONS, layers.GroupNormalization)
 # Axis 1 is that of the channels where they came first before.
 _OVER_AN_AXIS = (
     layers.Concatenate,
     layers.LayerNormalization,
+    layers.PReLU,
     layers.RMSNormalization,
 )
 # Value by value, whatever the order of the axes.
@@ -95,11 +132,10 @@ def channels_last(model):
 
 def _has_channels_first(call):
     operation = call.operation
-    # Of some augmentations the format is that of all Keras.
-    if getattr(operation, "data_format", None) == "channels_first":
-        is_layer = isinstance(operation, layers.Layer)
-        return is_layer and "data_format" in operation.get_config()
-    return isinstance(operation, _NORMALIZATIONS) and _reads_axis_1(call)
+    if type(operation) in _WITH_FORMAT:
+        first = getattr(operation, "data_format", None) == "channels_first"
+        return first and len(call.input_tensors[0].shape) > 2
+    return type(operation) in _NORMALIZATIONS and _reads_axis_1(call)
 
 
 def _reads_axis_1(call):
@@ -111,8 +147,8 @@ def _reads_axis_1(call):
 
 
 def _by_value(operation):
-    if isinstance(operation, _BY_VALUE):
-        return True
+    if type(operation) in _BY_VALUE:
+        return getattr(operation, "noise_shape", None) is None
     if rules.activation(operation) in _ACTIVATIONS_BY_VALUE:
         return True
     plain = not isinstance(operation, layers.Layer)
@@ -124,56 +160,77 @@ class _ChannelsLast:
 
     def __init__(self, graph):
         self.names = {call.operation.name for call in graph.calls}
+        counts = collections.Counter(id(call.operation) for call in graph.calls)
+        self.shared = {key for key, count in counts.items() if count > 1}
         self.transposed = {}
         self.copies = {}
 
     def __call__(self, call, clone_once, args, kwargs):
         operation = call.operation
-        changes = self._changes(call, args, kwargs)
-        if changes is not None:
-            copied = self._copy(operation, changes)
-            outputs = self._computed(copied, call, args, kwargs)
-            copy_weights(operation, copied)
-            return outputs
-        if _by_value(operation) and self._continues(call, args, kwargs):
-            return self._computed(clone_once(operation), call, args, kwargs)
+        if _has_channels_first(call):
+            formatted = type(operation) in _WITH_FORMAT
+            changes = {"data_format": "channels_last"} if formatted else {"axis": -1}
+            return self._changed(call, changes, args, kwargs)
+        if self._continues(call, args, kwargs):
+            if _by_value(operation):
+                return self._computed(clone_once(operation), call, args, kwargs)
+            changes = self._changes_of_axis(call)
+            if changes is not None:
+                return self._changed(call, changes, args, kwargs)
         return clone_once(operation)(*args, **kwargs)
 
-    def _changes(self, call, args, kwargs):
-        """The entries of its config that put channels last, or `None`."""
+    def _changes_of_axis(self, call):
+        """What makes it read the last axis in place of axis 1, or `None`."""
         operation = call.operation
-        if _has_channels_first(call):
-            first = getattr(operation, "data_format", None) == "channels_first"
-            return {"data_format": "channels_last"} if first else {"axis": -1}
-        if isinstance(operation, _OVER_AN_AXIS) and _reads_axis_1(call):
-            return {"axis": -1} if self._continues(call, args, kwargs) else None
-        return None
+        # Another call of it may read an axis 1 that is none of channels.
+        if type(operation) not in _OVER_AN_AXIS or id(operation) in self.shared:
+            return None
+        if isinstance(operation, layers.PReLU):
+            rank = len(call.input_tensors[0].shape)
+            axes = operation.shared_axes or ()
+            return {"shared_axes": [a - 1 if a > 1 else rank - 1 for a in axes]}
+        return {"axis": -1} if _reads_axis_1(call) else None
 
-    def _copy(self, operation, changes):
+    def _changed(self, call, changes, args, kwargs):
+        operation = call.operation
         if operation.name not in self.copies:
             self.copies[operation.name] = clone(operation, **changes)
-        return self.copies[operation.name]
+        copied = self.copies[operation.name]
+        outputs = self._computed(copied, call, args, kwargs)
+        if isinstance(operation, layers.PReLU):
+            copied.alpha.assign(np.moveaxis(operation.alpha.numpy(), 0, -1))
+            copied.trainable = operation.trainable
+        else:
+            copy_weights(operation, copied)
+        return outputs
 
     def _continues(self, call, args, kwargs):
-        """Whether it has a transpose to go on from, and nothing of other axes."""
+        """Whether it has a transpose to go on from, and nothing of another rank."""
         given = keras.tree.flatten((args, kwargs))
+        if any(isinstance(v, keras.Variable) for v in given):
+            return False
         known = any(id(t) in self.transposed for t in given if _symbolic(t))
-        return known and len({len(s) for s in map(_shape, given) if s}) == 1
+        return known and len({_rank(v) for v in given if _rank(v)}) == 1
 
     def _computed(self, operation, call, args, kwargs):
         """What an operation makes of the tensors with channels last."""
         name = call.operation.name
+        rank = len(call.input_tensors[0].shape)
         args, kwargs = keras.tree.map_structure(
-            lambda v: self._last(v, name) if _symbolic(v) else v, (args, kwargs)
+            lambda v: self._last(v, name) if _rank(v) == rank else v, (args, kwargs)
         )
         output = operation(*args, **kwargs)
         return self._first(output, name, rank=len(call.outputs[0].shape))
 
     def _last(self, x, name):
+        if not _symbolic(x):
+            return np.moveaxis(keras.ops.convert_to_numpy(x), 1, -1)
         if id(x) not in self.transposed:
             axes = (*range(2, len(x.shape)), 1)
-            y = layers.Permute(axes, name=self._new(f"{name}_channels_last"))(x)
-            self.transposed[id(x)] = (x, y)
+            self.transposed[id(x)] = (
+                x,
+                self._permuted(x, axes, f"{name}_channels_last"),
+            )
         return self.transposed[id(x)][1]
 
     def _first(self, y, name, rank):
@@ -181,9 +238,12 @@ class _ChannelsLast:
             return y
         # Nothing is computed if nobody reads it.
         axes = (rank - 1, *range(1, rank - 1))
-        x = layers.Permute(axes, name=self._new(f"{name}_channels_first"))(y)
+        x = self._permuted(y, axes, f"{name}_channels_first")
         self.transposed[id(x)] = (x, y)
         return x
+
+    def _permuted(self, x, axes, name):
+        return layers.Permute(axes, name=self._new(name), dtype=x.dtype)(x)
 
     def _new(self, name):
         base, number = name, 1
@@ -194,8 +254,8 @@ class _ChannelsLast:
         return name
 
 
-def _shape(value):
-    return tuple(getattr(value, "shape", ()))
+def _rank(value):
+    return len(getattr(value, "shape", ()))
 
 
 def _symbolic(value):

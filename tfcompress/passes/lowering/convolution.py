@@ -41,6 +41,7 @@ def separable(layer):
             layer.kernel_size,
             strides=layer.strides,
             padding=layer.padding,
+            data_format="channels_last",
             depth_multiplier=layer.depth_multiplier,
             dilation_rate=layer.dilation_rate,
             use_bias=False,
@@ -56,6 +57,7 @@ def separable(layer):
         second(
             layer.filters,
             1,
+            data_format="channels_last",
             use_bias=layer.use_bias,
             kernel_regularizer=parts.regularizer(layer, "pointwise"),
             name=f"{layer.name}_pointwise",
@@ -89,6 +91,7 @@ def conv3d(layer):
             filters,
             (height, width),
             strides=layer.strides[1:],
+            data_format="channels_last",
             dilation_rate=layer.dilation_rate[1:],
             padding=layer.padding,
             use_bias=layer.use_bias,
@@ -139,9 +142,10 @@ def pooling3d(layer):
 
     def form(x):
         depth, channels = x.shape[1], x.shape[-1]
-        plane = pool(sizes[1:], strides[1:], layer.padding, name=f"{layer.name}_plane")
+        settings = {"padding": layer.padding, "data_format": "channels_last"}
+        plane = pool(sizes[1:], strides[1:], name=f"{layer.name}_plane", **settings)
         line = pool(
-            (sizes[0], 1), (strides[0], 1), layer.padding, name=f"{layer.name}_depth"
+            (sizes[0], 1), (strides[0], 1), name=f"{layer.name}_depth", **settings
         )
         y = plane(ops.reshape(x, (-1, *x.shape[2:])))
         height, width = y.shape[1:3]

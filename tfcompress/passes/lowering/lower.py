@@ -3,6 +3,7 @@
 import dataclasses
 
 import keras
+from absl import logging
 
 from tfcompress.graph import Graph, calls_between, flatten, rewrite
 from tfcompress.passes import quantize_rules as rules
@@ -15,7 +16,11 @@ from tfcompress.passes.lowering import (
     recurrent,
 )
 from tfcompress.passes.lowering.channels_last import channels_last
-from tfcompress.passes.lowering.trace import NotTraceableError, traced
+from tfcompress.passes.lowering.trace import (
+    NotTraceableError,
+    same_in_training,
+    traced,
+)
 
 _LAYERS = (
     activations.LAYERS
@@ -49,9 +54,11 @@ def lower(model, *, keep=()):
         result.model = graph.model
         lowering = _Lowering(graph, set(keep), result)
         if not any(lowering.form(call.operation) for call in graph.calls):
+            _warn_of_training(result)
             return result
         rewritten = rewrite(graph, lowering)
         if not lowering.applied:
+            _warn_of_training(result)
             return result
         result.model = rewritten
 
@@ -67,12 +74,27 @@ class Lowered:
         failures: Dict from the name of a layer that could not be taken apart to the
             reason.
         identities: Names of layers that do nothing at inference.
+        otherwise_in_training: Names of layers that do something else while training,
+            which was not recorded.
     """
 
     model: keras.Model
     origins: dict = dataclasses.field(default_factory=dict)
     failures: dict = dataclasses.field(default_factory=dict)
     identities: set = dataclasses.field(default_factory=set)
+    otherwise_in_training: set = dataclasses.field(default_factory=set)
+
+
+def _warn_of_training(lowered):
+    names = sorted(lowered.otherwise_in_training)
+    if names:
+        logging.warning(
+            "What %d layer(s) of model %r do while training only (dropping or adding "
+            "noise by operations of their own, losses, random values) is left out: %s",
+            len(names),
+            lowered.model.name,
+            ", ".join(names),
+        )
 
 
 class _Lowering:
@@ -84,6 +106,7 @@ class _Lowering:
         self.origins = result.origins
         self.failures = result.failures
         self.identities = result.identities
+        self.otherwise_in_training = result.otherwise_in_training
         self.forms = {}
         self.named = set()
         self.applied = 0
@@ -115,6 +138,8 @@ class _Lowering:
         except NotTraceableError as err:
             self.failures[operation.name] = str(err)
             return None
+        if _factory(operation) is None and not same_in_training(call):
+            self.otherwise_in_training.add(operation.name)
         if args and outputs is args[0]:
             self.identities.add(operation.name)
             return None

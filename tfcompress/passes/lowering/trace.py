@@ -92,8 +92,8 @@ def flat_form(model, *, open_layers=False):
     Args:
         model: Built `keras.Model`; subclassed ones in it are recorded.
         open_layers: Whether to record layers of a user's own class too, if they consist
-            of layers and have no weights beside those. One that cannot be recorded
-            stays as it is.
+            of layers, have no weights beside those and are the `same_in_training`. What
+            cannot be recorded stays as it is.
 
     Returns:
         A functional `keras.Model`: `model` itself if it is flat already. Layers from
@@ -107,16 +107,77 @@ def flat_form(model, *, open_layers=False):
     closed = set()
     while True:
         graph = Graph(flatten(model, keep_subclassed=True))
-        operations = {c.operation.name: c.operation for c in graph.calls}
-        opens = _opens_layer if open_layers else _is_model
-        found = {
-            name: _form(operation, closed)
-            for name, operation in operations.items()
-            if name not in closed and (_is_model(operation) or opens(operation))
-        }
+        found = {c.operation.name: c.operation for c in graph.calls}
+        names = set(found)
+        for name, operation in list(found.items()):
+            if _is_model(operation):
+                continue
+            calls = [c for c in graph.calls if c.operation is operation]
+            opens = open_layers and name not in closed and _opens_layer(operation)
+            if not (opens and all(map(same_in_training, calls))):
+                closed.add(name)
+                del found[name]
         if not found:
             return graph.model
-        model = rewrite(graph, _TakeApart(found, set(operations), closed))
+        forms = {name: traced(operation) for name, operation in found.items()}
+        model = rewrite(graph, _TakeApart(forms, names))
+
+
+def same_in_training(call):
+    """Whether a layer calls the same while training as it does at inference.
+
+    It does not if it drops or adds noise by operations of its own, adds losses, or
+    draws random values, which a recording would make constants.
+
+    Args:
+        call: A call of a layer that can be recorded; one that cannot is not the same.
+    """
+    operation = call.operation
+    if operation.activity_regularizer is not None:
+        return False
+    args, kwargs = keras.tree.map_structure(
+        lambda v: keras.KerasTensor(v.shape, v.dtype) if _symbolic(v) else v,
+        (call.arguments.args, call.arguments.kwargs),
+    )
+    kwargs = {k: v for k, v in kwargs.items() if v is not None}
+    recorded = []
+    try:
+        form = traced(operation)
+        for training in (True, False):
+            if getattr(operation, "_call_has_training_arg", False):
+                kwargs["training"] = training
+            recorded.append(_written((args, kwargs), form(*args, **kwargs)))
+    except (TypeError, ValueError):
+        return False
+    return recorded[0] == recorded[1]
+
+
+def _written(inputs, outputs):
+    """What was recorded, as a list that can be compared."""
+    numbers, calls = {}, []
+
+    def write(value):
+        if _symbolic(value):
+            return numbers.setdefault(id(value), len(numbers))
+        if isinstance(value, (np.ndarray, tf.Tensor)):
+            value = np.asarray(value)
+            return str(value.dtype), value.shape, value.tobytes()
+        # `training` is handed on to the layers within.
+        return None if isinstance(value, bool) else repr(value)
+
+    keras.tree.map_structure(write, inputs)
+    for node in calls_between(inputs, outputs):
+        operation = node.operation
+        is_layer = isinstance(operation, keras.layers.Layer)
+        given = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+        calls.append(
+            [
+                id(operation) if is_layer else type(operation).__name__,
+                *map(write, given),
+                *map(write, node.outputs),
+            ]
+        )
+    return calls, [write(v) for v in keras.tree.flatten(outputs)]
 
 
 def _is_model(operation):
@@ -127,7 +188,12 @@ def _opens_layer(operation):
     """Whether a layer is of a user's own class and consists of layers with weights."""
     if not isinstance(operation, keras.layers.Layer):
         return False
-    if type(operation).__module__.partition(".")[0] in ("keras", "tfcompress"):
+    if type(operation).__module__.partition(".")[0] == "tfcompress":
+        return False
+    bases = type(operation).__mro__
+    of_keras = (c for c in bases if c.__module__.partition(".")[0] == "keras")
+    # Derived from another class, it is one of those.
+    if next(of_keras) is not keras.layers.Layer:
         return False
     within = operation._flatten_layers(include_self=False)
     in_layers = {id(v) for layer in within for v in layer.variables}
@@ -135,40 +201,21 @@ def _opens_layer(operation):
     return bool(in_layers) and not own
 
 
-def _form(operation, closed):
-    """What computes a model or layer from its parts; or `None`, and it is closed."""
-    try:
-        return traced(operation)
-    except ValueError:
-        if _is_model(operation):
-            raise
-        closed.add(operation.name)
-        return None
-
-
 class _TakeApart:
     """The visitor that calls forms in place of what holds layers."""
 
-    def __init__(self, forms, names, closed):
+    def __init__(self, forms, names):
         self.forms = forms
         self.names = names
-        self.closed = closed
         self.named = set()
 
     def __call__(self, call, clone, args, kwargs):
-        operation = call.operation
-        if operation.name not in self.forms or operation.name in self.closed:
-            return clone(operation)(*args, **kwargs)
-        given = {k: v for k, v in kwargs.items() if v is not None}
-        try:
-            outputs = self.forms[operation.name](*args, **given)
-        except NotTraceableError:
-            if _is_model(operation):
-                raise
-            self.closed.add(operation.name)
-            return clone(operation)(*args, **kwargs)
-        for part in calls_between(keras.tree.flatten((args, kwargs)), outputs):
-            self._name(part.operation, operation.name)
+        form = self.forms.get(call.operation.name)
+        if form is None:
+            return clone(call.operation)(*args, **kwargs)
+        outputs = form(*args, **{k: v for k, v in kwargs.items() if v is not None})
+        for part in calls_between((args, kwargs), outputs):
+            self._name(part.operation, call.operation.name)
         return outputs
 
     def _name(self, part, outer):
