@@ -1,4 +1,4 @@
-"""The whole journey on real speech: prune, distill, quantize, export, check, measure.
+"""The whole journey on real speech: cut, prune, distill, quantize, export, measure.
 
 `tfcompress demo` runs it. Every step is the call a user would write.
 """
@@ -18,8 +18,8 @@ from tfcompress.deploy.tflite import export_tflite
 from tfcompress.distill import distill
 from tfcompress.measure import measure
 from tfcompress.passes.quantize import quantize_aware
+from tfcompress.prune_channels import prune_channels
 from tfcompress.report import report
-from tfcompress.selection import Rule
 
 NAMES = ("float model", "TFLite float32", "int8 by calibration", "ours")
 
@@ -29,19 +29,23 @@ class Settings:
     """How long the demo trains, and how much it prunes.
 
     Attributes:
-        seed: Seed of weights and data order.
+        seed: Seed of weights, data order and augmentation.
         float_epochs: Epochs of the float model.
+        channel_epochs: Epochs of distillation after channels were cut.
         pruning_epochs: Epochs of pruning with distillation.
         quantization_epochs: Epochs of quantization-aware training with distillation.
-        sparsity: Fraction of zeros in each kernel but the depthwise ones.
+        macs: Share of the multiply-accumulates that is left of the float model's.
+        sparsity: Fraction of zeros among the weights that are left.
         examples: Number of training clips; `None` takes all 1,800.
     """
 
     seed: int = 0
     float_epochs: int = 20
-    pruning_epochs: int = 36
-    quantization_epochs: int = 5
-    sparsity: float = 0.885
+    channel_epochs: int = 16
+    pruning_epochs: int = 16
+    quantization_epochs: int = 16
+    macs: float = 0.5
+    sparsity: float = 0.7
     examples: int | None = None
 
 
@@ -91,7 +95,9 @@ def train_float(train, settings):
 
 
 def compress(model, train, settings):
-    """Prunes and distills a trained model, then trains it with quantization.
+    """Cuts channels, prunes what is left, then trains with quantization.
+
+    Each time the float model teaches.
 
     Args:
         model: Trained `keras.Model`; it is not changed.
@@ -102,25 +108,21 @@ def compress(model, train, settings):
         The quantization-aware `keras.Model`.
     """
     data = augmented(train, seed=settings.seed)
-    student = keras.models.clone_model(model)
-    student.set_weights(model.get_weights())
 
-    pupil = distill(student, teacher=model, temperature=4, alpha=0.1)
-    # A depthwise kernel has nine weights: pruned like the others it would keep one.
-    spared = Rule("depthwise", sparsity=0.5)
-    pruning = Pruning(
-        sparsity=settings.sparsity,
-        scope="layer",
-        rules=[spared],
-        skip_small_and_last=False,
-    )
-    title = "Pruning, with distillation"
-    _fit(pupil, data, settings.pruning_epochs, 3e-3, title, pruning)
+    def taught(student, epochs, rate, title, *callbacks):
+        pupil = distill(student, teacher=model, temperature=4, alpha=0.1)
+        _fit(pupil, data, epochs, rate, title, *callbacks)
 
-    qat = quantize_aware(student, "int8", calibration_data=train.x[:256])
-    pupil = distill(qat, teacher=model, temperature=4, alpha=0.1)
+    # Multiples of 8, for the sake of SIMD units and NPUs.
+    small = prune_channels(model, budget={"macs": settings.macs}, round_to=8)
+    taught(small, settings.channel_epochs, 1e-3, "Fewer channels, with distillation")
+
+    pruning = Pruning(settings.sparsity)
+    taught(small, settings.pruning_epochs, 1e-3, "Pruning, with distillation", pruning)
+
+    qat = quantize_aware(small, "int8", calibration_data=train.x[:256])
     title = "Quantization-aware training"
-    _fit(pupil, data, settings.quantization_epochs, 5e-4, title)
+    taught(qat, settings.quantization_epochs, 3e-4, title)
     return qat
 
 

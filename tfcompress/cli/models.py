@@ -35,7 +35,7 @@ def _demo(args):
     """
     settings = demo.Settings(seed=args.seed)
     if args.quick:
-        settings = demo.Settings(args.seed, 1, 1, 1, examples=300)
+        settings = demo.Settings(args.seed, 1, 1, 1, 1, examples=300)
     demo.run(args.out, settings)
 
 
