@@ -117,7 +117,7 @@ def compress(model, train, settings):
     small = prune_channels(model, budget={"macs": settings.macs}, round_to=8)
     taught(small, settings.channel_epochs, 1e-3, "Fewer channels, with distillation")
 
-    pruning = Pruning(settings.sparsity)
+    pruning = Pruning(settings.sparsity, exclude="classifier")
     taught(small, settings.pruning_epochs, 1e-3, "Pruning, with distillation", pruning)
 
     qat = quantize_aware(small, "int8", calibration_data=train.x[:256])

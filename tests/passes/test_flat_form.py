@@ -163,9 +163,23 @@ def test_quantization_says_what_a_layer_does_no_longer(caplog):
     assert "1 layer(s)" in caplog.text and "left out: path" in caplog.text
 
 
-def test_quantization_says_nothing_of_layers_that_hand_training_on(caplog):
-    tfc.quantize_aware(_model(Residual(4)))
+@keras.saving.register_keras_serializable(package="tests")
+class Jitters(layers.Layer):
+    """Does nothing at inference."""
+
+    def call(self, x, training=None):
+        return x + keras.random.normal((4,)) if training else x
+
+
+@pytest.mark.parametrize("make", [lambda: Residual(4), Jitters])
+def test_quantization_says_nothing_of_what_it_keeps(make, caplog):
+    model = _model(layers.Conv2D(4, 1), make())
+    x = examples(model)
+    qat = tfc.quantize_aware(model, calibration_data=x)
     assert not caplog.text
+    first, second = (qat(x, training=True).numpy() for _ in range(2))
+    # Ranges that are learned in between move the outputs too, by less.
+    assert (np.abs(first - second).max() > 1) == (make is Jitters)
 
 
 def test_without_being_asked_only_models_are_opened():

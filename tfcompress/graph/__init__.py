@@ -6,6 +6,7 @@ Everything else sees `Graph` (read-only), `rewrite` (build a changed copy) and `
 
 from tfcompress.graph.depth import allow_depth as allow_depth
 from tfcompress.graph.flatten import flatten as flatten
+from tfcompress.graph.names import unused_name as unused_name
 from tfcompress.graph.optimizer_slots import slots_of as slots_of
 from tfcompress.graph.rewrite import built_copy as built_copy
 from tfcompress.graph.rewrite import clone as clone
@@ -27,6 +28,7 @@ from tfcompress.graph.view import flat_call as flat_call
 from tfcompress.graph.view import functional as functional
 from tfcompress.graph.view import has_mask as has_mask
 from tfcompress.graph.view import inputs_struct as inputs_struct
+from tfcompress.graph.view import is_of as is_of
 from tfcompress.graph.view import symbolic_inputs as symbolic_inputs
 from tfcompress.graph.weights import find_layers as find_layers
 from tfcompress.graph.weights import kernels as kernels

@@ -2,6 +2,7 @@
 
 import keras
 
+from tfcompress.graph.names import unused_name
 from tfcompress.graph.remade import remade
 from tfcompress.graph.rewrite import clone, copy_weights
 from tfcompress.graph.view import Graph, functional
@@ -89,11 +90,7 @@ class _Inliner:
 
     def _copy(self, operation, prefix):
         if id(operation) not in self.copies:
-            base = name = f"{prefix}{operation.name}"
-            number = 1
-            while name in self.names:
-                number += 1
-                name = f"{base}_{number}"
+            name = unused_name(f"{prefix}{operation.name}", self.names)
             self.names.add(name)
             self.copies[id(operation)] = (operation, clone(operation, name=name))
         return self.copies[id(operation)][1]

@@ -15,7 +15,8 @@ import inspect
 import keras
 
 from tfcompress.graph.depth import allow_depth
-from tfcompress.graph.view import functional
+from tfcompress.graph.view import functional, is_of
+from tfcompress.graph.weights import children
 
 
 def remade(model, inputs, outputs, name=None):
@@ -42,10 +43,10 @@ def remade(model, inputs, outputs, name=None):
 def _of_its_class(model, inputs, outputs, name):
     if functional(model) is not model:
         return None  # Subclassed with a `call` of its own, or Sequential.
-    plain = type(keras.Model(inputs, outputs))
-    if type(model) is plain or not _takes_a_graph(type(model)) or _has_more(model):
+    cls = type(model)
+    if is_of("keras", cls) or not _takes_a_graph(cls) or _has_more(model):
         return None
-    made = type(model)(inputs=inputs, outputs=outputs, name=name)
+    made = cls(inputs=inputs, outputs=outputs, name=name)
     computed = [(made.inputs, inputs), (made.outputs, outputs)]
     if any(not _same_tensors(*pair) for pair in computed):
         return None  # It makes a graph of its own.
@@ -84,8 +85,7 @@ def _has_more(model):
     if model._trainable_variables or model._non_trainable_variables:
         return True
     in_graph = {id(operation) for operation in model.operations}
-    within = model._flatten_layers(include_self=False, recursive=False)
-    if any(layer.weights and id(layer) not in in_graph for layer in within):
+    if any(la.weights and id(la) not in in_graph for la in children(model)):
         return True
     held = keras.tree.flatten(list(_public(model).values()))
     return any(isinstance(value, keras.layers.Layer) for value in held)

@@ -17,6 +17,7 @@ import keras
 
 from tfcompress.graph.depth import allow_depth
 from tfcompress.graph.remade import remade
+from tfcompress.graph.weights import children
 
 
 def rewrite(
@@ -119,15 +120,10 @@ def _set_policies_within(layer, copied, dtype):
     Keras gave them the policy that is global now, which need not be that of then.
     """
     # Level by level, as the copy has yet to build what building makes.
-    for old, new in zip(_parts(layer), _parts(copied), strict=False):
+    for old, new in zip(children(layer), children(copied), strict=False):
         if type(old) is type(new):
             new.dtype_policy = dtype or old.dtype_policy
             _set_policies_within(old, new, dtype)
-
-
-def _parts(layer):
-    """The layers that a layer holds itself."""
-    return list(layer._flatten_layers(recursive=False, include_self=False))
 
 
 def built_copy(layer, /, **changes):
@@ -156,7 +152,7 @@ def _build_alike(layer, copied):
     """Builds a copy, and the layers in it that wait for their first call."""
     if not copied.built and not getattr(copied.build, "_is_default", False):
         copied.build_from_config(layer.get_build_config())
-    old, new = _parts(layer), _parts(copied)
+    old, new = children(layer), children(copied)
     # An activation that is a layer may have been replaced by a function.
     for pair in zip(old, new, strict=True) if len(old) == len(new) else ():
         _build_alike(*pair)

@@ -101,13 +101,17 @@ def has_mask(*tensors):
     return any(getattr(t, "_keras_mask", None) is not None for t in tensors)
 
 
+def is_of(package, thing):
+    """Whether a class or function was defined in a package."""
+    return thing.__module__.partition(".")[0] == package
+
+
 def functional(model):
     """The graph of a functional or Sequential model; `None` if there is none.
 
     One whose class has a `call` of its own need not compute what its graph does.
     """
-    call = getattr(type(model), "call", None)
-    if getattr(call, "__module__", "keras").partition(".")[0] != "keras":
+    if not is_of("keras", type(model).call):
         return None
     if isinstance(model, keras.Sequential):
         model = getattr(model, "_functional", None)

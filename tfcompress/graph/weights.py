@@ -2,6 +2,8 @@
 
 import keras
 
+from tfcompress.graph.names import unused_name
+
 _LEFT_ALONE = (
     keras.layers.BatchNormalization,
     keras.layers.GroupNormalization,
@@ -46,13 +48,13 @@ def kernels(model):
         if getattr(layer, "auxiliary", False):
             left -= {id(v) for v in layer.variables}
             continue
-        inner = {id(v) for sub in _children(layer) for v in sub.variables}
+        inner = {id(v) for sub in children(layer) for v in sub.variables}
         for variable in layer.trainable_variables:
             if id(variable) in inner or id(variable) not in left:
                 continue
             left.remove(id(variable))
             if _is_kernel(variable, layer):
-                found[_unique(f"{path}{variable.name}", found)] = variable
+                found[unused_name(f"{path}{variable.name}", found)] = variable
     return found
 
 
@@ -70,7 +72,7 @@ def layer_paths(model):
     for path, layer in _walk(model, ""):
         if id(layer) not in seen:
             seen.add(id(layer))
-            found[_unique(path.rstrip("/"), found)] = layer
+            found[unused_name(path.rstrip("/"), found)] = layer
     return found
 
 
@@ -86,17 +88,10 @@ def _is_kernel(variable, layer):
 
 def _walk(layer, path):
     yield path, layer
-    for sub in _children(layer):
+    for sub in children(layer):
         yield from _walk(sub, f"{path}{sub.name}/")
 
 
-def _children(layer):
+def children(layer):
+    """The layers that a layer holds itself, as a list."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
-
-
-def _unique(path, taken):
-    unique, number = path, 1
-    while unique in taken:
-        number += 1
-        unique = f"{path}_{number}"
-    return unique

@@ -12,7 +12,7 @@ from typing import Any
 
 from keras import activations, layers, regularizers
 
-from tfcompress.graph import clone
+from tfcompress.graph import clone, unused_name
 from tfcompress.passes.lowering import parts
 
 POINTWISE = {
@@ -146,9 +146,6 @@ def _geometry(layer, part):
 
 
 def _unique(base, taken):
-    name, number = base, 1
-    while name in taken:
-        number += 1
-        name = f"{base}_{number}"
+    name = unused_name(base, taken)
     taken.add(name)
     return name

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tfcompress.graph import unused_name
 from tfcompress.numerics.distillation import mean_prediction
 from tfcompress.passes.distillation.outputs import as_logits, mapped
 from tfcompress.passes.distillation.scheduled import (
@@ -244,10 +245,7 @@ def copies(terms):
                 "`terms` must be of tfc.distillation, for example SoftLabels(4). "
                 f"Received: {term!r} (of type {type(term).__name__})"
             )
-        name, number = term.name, 1
-        while name in names:
-            number += 1
-            name = f"{term.name}_{number}"
+        name = unused_name(term.name, names)
         names.add(name)
         copied.append(type(term).from_config({**term.get_config(), "name": name}))
     return copied

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from tfcompress.graph import Graph, clone, copy_weights, rewrite
+from tfcompress.graph import Graph, clone, copy_weights, rewrite, unused_name
 from tfcompress.passes import quantize_rules as rules
 
 # With a `data_format`, of which axis 1 is that of the channels where they come first.
@@ -246,10 +246,7 @@ class _ChannelsLast:
         return layers.Permute(axes, name=self._new(name), dtype=x.dtype)(x)
 
     def _new(self, name):
-        base, number = name, 1
-        while name in self.names:
-            number += 1
-            name = f"{base}_{number}"
+        name = unused_name(name, self.names)
         self.names.add(name)
         return name
 

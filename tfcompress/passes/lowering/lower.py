@@ -5,7 +5,7 @@ import dataclasses
 import keras
 from absl import logging
 
-from tfcompress.graph import Graph, calls_between, flatten, rewrite
+from tfcompress.graph import Graph, calls_between, flatten, rewrite, unused_name
 from tfcompress.passes import quantize_rules as rules
 from tfcompress.passes.lowering import (
     activations,
@@ -54,13 +54,13 @@ def lower(model, *, keep=()):
         result.model = graph.model
         lowering = _Lowering(graph, set(keep), result)
         if not any(lowering.form(call.operation) for call in graph.calls):
-            _warn_of_training(result)
-            return result
+            break
         rewritten = rewrite(graph, lowering)
         if not lowering.applied:
-            _warn_of_training(result)
-            return result
+            break
         result.model = rewritten
+    _warn_of_training(result)
+    return result
 
 
 @dataclasses.dataclass
@@ -138,11 +138,11 @@ class _Lowering:
         except NotTraceableError as err:
             self.failures[operation.name] = str(err)
             return None
-        if _factory(operation) is None and not same_in_training(call):
-            self.otherwise_in_training.add(operation.name)
         if args and outputs is args[0]:
             self.identities.add(operation.name)
             return None
+        if _factory(operation) is None and not same_in_training(call):
+            self.otherwise_in_training.add(operation.name)
         return outputs
 
     def _make_form(self, operation):
@@ -178,10 +178,7 @@ class _Lowering:
             part.name = f"{prefix}_{type(part).__name__.lower()}"
         elif not part.name.startswith(prefix):
             part.name = f"{prefix}_{part.name}"
-        base, number = part.name, 1
-        while part.name in self.names:
-            number += 1
-            part.name = f"{base}_{number}"
+        part.name = unused_name(part.name, self.names)
         self.names.add(part.name)
 
 

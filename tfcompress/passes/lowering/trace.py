@@ -22,7 +22,9 @@ from tfcompress.graph import (
     calls_between,
     flatten,
     functional,
+    is_of,
     rewrite,
+    unused_name,
 )
 from tfcompress.layers import ConstantTensor
 from tfcompress.passes.lowering import parts
@@ -112,8 +114,8 @@ def flat_form(model, *, open_layers=False):
         for name, operation in list(found.items()):
             if _is_model(operation):
                 continue
-            calls = [c for c in graph.calls if c.operation is operation]
             opens = open_layers and name not in closed and _opens_layer(operation)
+            calls = [c for c in graph.calls if opens and c.operation is operation]
             if not (opens and all(map(same_in_training, calls))):
                 closed.add(name)
                 del found[name]
@@ -188,10 +190,9 @@ def _opens_layer(operation):
     """Whether a layer is of a user's own class and consists of layers with weights."""
     if not isinstance(operation, keras.layers.Layer):
         return False
-    if type(operation).__module__.partition(".")[0] == "tfcompress":
+    if is_of("tfcompress", type(operation)):
         return False
-    bases = type(operation).__mro__
-    of_keras = (c for c in bases if c.__module__.partition(".")[0] == "keras")
+    of_keras = (cls for cls in type(operation).__mro__ if is_of("keras", cls))
     # Derived from another class, it is one of those.
     if next(of_keras) is not keras.layers.Layer:
         return False
@@ -222,11 +223,7 @@ class _TakeApart:
         if id(part) in self.named:
             return
         self.named.add(id(part))
-        base = f"{outer}_{part.name}"
-        part.name, number = base, 1
-        while part.name in self.names:
-            number += 1
-            part.name = f"{base}_{number}"
+        part.name = unused_name(f"{outer}_{part.name}", self.names)
         self.names.add(part.name)
 
 
