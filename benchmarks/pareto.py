@@ -77,6 +77,7 @@ _QUANTIZE, _QUANTIZE4 = (
 )
 LADDER = {
     "int8": [_QUANTIZE],
+    "50 % zeros, int8": [[_pruned(0.5)], _QUANTIZE],
     "80 % zeros, int8": [[_pruned(0.8)], _QUANTIZE],
     "90 % zeros, int8": [[_pruned(0.9)], _QUANTIZE],
     "95 % zeros, int8": [[_pruned(0.95)], _QUANTIZE],
