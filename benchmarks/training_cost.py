@@ -5,6 +5,9 @@ Of pruning the masks change
 every 30 steps, as they do when 64 updates are spread over 2,000 steps, and the first
 epoch of a `fit`, in which the train function is traced again, does not count.
 
+Keras 3 does not compile with XLA on a CPU unless told to: `--jit_compile=ours` compiles
+the quantization-aware step alone, as a user may, `--jit_compile=plain,ours` both.
+
 One process, the two models alternating epoch by epoch after a hundred steps of each,
 medians of the ratio within a round. Peak memory of each comes from a process of its
 own. TFMOT is measured in its own process, on tf_keras, against a plain tf_keras fit of
@@ -15,6 +18,7 @@ Usage:
     python benchmarks/training_cost.py --only=resnet8 --skip_tfmot
     python benchmarks/training_cost.py --technique=pruning --rounds=9
     python benchmarks/training_cost.py --technique=clustering --only=resnet8
+    python benchmarks/training_cost.py --only=transformer --jit_compile=ours
 """
 
 import argparse
@@ -92,8 +96,9 @@ def _data(model, examples, batch):
     return tfc.datasets.untuned(dataset), x
 
 
-def _compiled(model, keras):
-    model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
+def _compiled(model, keras, **options):
+    optimizer = keras.optimizers.SGD(0.01)
+    model.compile(optimizer, "sparse_categorical_crossentropy", **options)
     return model
 
 
@@ -199,8 +204,8 @@ def _alternate_fits(keras, plain, other, callbacks, dataset, rounds):
     return found
 
 
-def compare(name, rounds, steps, batch):
-    """Our quantization-aware step against plain Keras 3."""
+def compare(name, rounds, steps, batch, jit_compile=()):
+    """Our quantization-aware step against plain Keras 3, with XLA where said."""
     import keras
     from keras import layers
 
@@ -210,7 +215,10 @@ def compare(name, rounds, steps, batch):
     plain = make(layers, keras)
     dataset, x = _data(plain, steps * batch, batch)
     qat = tfc.quantize_aware(plain, calibration_data=x[:batch])
-    models = [_compiled(plain, keras), _compiled(qat, keras)]
+    models = [
+        _compiled(model, keras, jit_compile=who in jit_compile)
+        for who, model in (("plain", plain), ("ours", qat))
+    ]
     return _ratios(_alternate(models, dataset, rounds))
 
 
@@ -306,6 +314,7 @@ def main():
         choices=("quantization", "pruning", "clustering"),
         default="quantization",
     )
+    parser.add_argument("--jit_compile", default="", help="of plain,ours (neither)")
     parser.add_argument("--skip_tfmot", action="store_true")
     parser.add_argument("--skip_memory", action="store_true")
     parser.add_argument("--child", default="")
@@ -325,8 +334,10 @@ def main():
         suffix = "" if args.technique == "quantization" else f"_{args.technique}"
         steps, batch = size_of_epoch(name, args.technique)
         size = {"steps": steps, "batch": batch}
+        jit = args.jit_compile.split(",") if args.jit_compile else []
+        options = {**size, "jit_compile": jit} if jit else size
         found = _child(
-            function=f"compare{suffix}", name=name, rounds=args.rounds, **size
+            function=f"compare{suffix}", name=name, rounds=args.rounds, **options
         )
         memory = ""
         if not args.skip_memory:
@@ -335,7 +346,8 @@ def main():
                 for which in ("plain", args.technique)
             ]
             memory = " against ".join(f"{b.get('mib', 0):.0f}" for b in both[::-1])
-        print(_line(name, "ours / Keras 3", found, memory), flush=True)
+        what = "ours / Keras 3" + (f", jit_compile: {' and '.join(jit)}" if jit else "")
+        print(_line(name, what, found, memory), flush=True)
         if not args.skip_tfmot:
             found = _child(
                 function=f"compare{suffix}_tfmot",

@@ -1,8 +1,8 @@
 """Prints what the parts of a quantization-aware training step cost.
 
-Each row is a step from which a part was taken out, against plain `fit`, as
-`training_cost.py` measures it. None of these steps is one to train with: they tell
-where the time goes.
+Each row is a step from which a part was taken out (or, once, changed), against plain
+`fit`, as `training_cost.py` measures it. None of these steps is one to train with: they
+tell where the time goes.
 
 Usage:
     python benchmarks/training_cost_parts.py --rounds=9
@@ -18,7 +18,7 @@ import training_cost
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.layers import FakeQuant
+from tfcompress.layers import FakeQuant, fake_quant
 from tfcompress.layers.batch_norm import FusedBatchNormalization
 from tfcompress.numerics import affine
 
@@ -49,6 +49,7 @@ def _same(self, inputs, site=0, training=False):
 
 _CUT = (affine, "pass_within", _pass_all)
 _RANGES = (FakeQuant, "_observe", _watch_nothing)
+_APART = (fake_quant, "relu_before", lambda x: None)
 _START = (affine, "cheapest_cond", _first)
 _FREEZE = (FusedBatchNormalization, "_train", _normalize_only)
 # What is left -> what stands in for what was taken out.
@@ -56,6 +57,7 @@ PARTS = {
     "all": [],
     "without cutting gradients outside the range": [_CUT],
     "without watching ranges": [_RANGES],
+    "ReLUs computed apart from the rounding behind them": [_APART],
     "without the switch of `start_step`": [_START],
     "without the switch of `freeze_batch_norm_step`": [_FREEZE],
     "without all of these: rounding": [_CUT, _RANGES, _START, _FREEZE],

@@ -18,6 +18,8 @@ import tensorflow as tf
 from tfcompress.graph import allow_depth
 from tfcompress.numerics import activation_range, affine
 from tfcompress.numerics.branch import cheapest_cond, values_of_example
+from tfcompress.numerics.clipped_gradient import is_compiled
+from tfcompress.numerics.joined_relu import relu_before
 
 # The first batches are all looked at; then one in so many, which is enough for a moving
 # average and saves two passes over every activation.
@@ -110,17 +112,20 @@ class FakeQuant(keras.layers.Layer):
         if training and not self.in_training:
             return inputs
         rounds = self.rounding.value > 0
+        relu = relu_before(inputs) if training and not is_compiled() else None
         if self.fixed_range is not None:
             low, high = self.fixed_range
         else:
             # The range of the batches before: rounding need not wait for this one's.
             observed = tf.convert_to_tensor(self.observed.value)
             if training and site is not None:
-                self._observe(tf.stop_gradient(inputs), site, observed)
+                self._observe(inputs, relu, site, observed)
                 rounds &= observed[2, site] > 0
             low, high, seen = self._grid(observed)
             rounds &= seen > 0
-        return affine.fake_quantize(inputs, low, high, bits=self.bits, active=rounds)
+        return affine.fake_quantize(
+            inputs, low, high, bits=self.bits, active=rounds, relu=relu
+        )
 
     def _grid(self, observed):
         """Lowest and highest value of the grid, and batches seen by any site."""
@@ -140,15 +145,18 @@ class FakeQuant(keras.layers.Layer):
         )
         return low, high, seen
 
-    def _observe(self, x, site, before):
+    def _observe(self, x, relu, site, before):
         here = np.arange(self.sites) == site
         seen = before[2, site]
         # Below 1: replicas of which one overflowed leave a fraction.
         due = (seen < _ALL_OF_FIRST) | (tf.math.floormod(seen, _ONE_IN) < 1)
         observing = self.observing.value
 
+        x, function = (x, tf.identity) if relu is None else (relu.source, relu.function)
+        x = tf.stop_gradient(x)
+
         def looked():
-            low, high, found = _extremes(x)
+            low, high, found = _extremes(x, function)
             share = found * tf.maximum(1.0 / (seen + 1.0), 1.0 - self.momentum)
             step = tf.stack(
                 [
@@ -210,10 +218,15 @@ class FakeQuant(keras.layers.Layer):
         }
 
 
-def _extremes(x):
-    """Lowest and highest value with 0 between them, and 1.0 if they are numbers."""
-    low = tf.cast(tf.reduce_min(x), tf.float32)
-    high = tf.cast(tf.reduce_max(x), tf.float32)
+def _extremes(x, function):
+    """Extremes of `function(x)`, a rising one, and of 0; 1.0 if they are numbers."""
+    low, high = x, x
+    if is_compiled() and (x.shape.rank or 0) > 1:
+        # Over all axes at once XLA takes one value at a time.
+        rows = list(range(x.shape.rank - 1))
+        low, high = tf.reduce_min(low, rows), tf.reduce_max(high, rows)
+    low = tf.cast(function(tf.reduce_min(low)), tf.float32)
+    high = tf.cast(function(tf.reduce_max(high)), tf.float32)
     # A batch that overflowed (half precision) says nothing of the range, nor does an
     # empty one (the last batch on several devices), whose extremes cross.
     found = tf.math.is_finite(low) & tf.math.is_finite(high) & (low <= high)

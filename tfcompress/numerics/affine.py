@@ -23,7 +23,7 @@ _SMALLEST_FACTOR = 1e-30
 _ANY = float("inf")
 
 
-def fake_quantize(x, low, high, *, bits=8, active=True):
+def fake_quantize(x, low, high, *, bits=8, active=True, relu=None):
     """Rounds `x` to the `2**bits` values of an asymmetric grid from `low` to `high`.
 
     Args:
@@ -33,6 +33,8 @@ def fake_quantize(x, low, high, *, bits=8, active=True):
         high: Scalar float, highest value of the grid, at least 0.
         bits: Width of the integers, 2 to 16.
         active: Whether to round, bool or scalar bool tensor; if not, `x` is returned.
+        relu: The `Relu` whose output `x` is, to be computed together with it, which
+            costs less; the gradient goes to what it read, and none to `x`.
 
     Returns:
         Tensor of `x`'s shape and dtype. The gradient passes where `x` is within the
@@ -41,24 +43,42 @@ def fake_quantize(x, low, high, *, bits=8, active=True):
     """
     x = tf.convert_to_tensor(x)
     active = tf.convert_to_tensor(active)
+    low, high = (tf.convert_to_tensor(bound, tf.float32) for bound in (low, high))
     compiled = is_compiled()
 
-    def rounded():
+    def rounded(x):
         y = tf.quantization.fake_quant_with_min_max_vars(
             tf.cast(x, tf.float32), low, high, num_bits=bits
         )
         return tf.cast(y, x.dtype)
 
+    def rounded_if_active(x):
+        if compiled:
+            # XLA computes it in one loop with what is before and behind it.
+            return tf.where(active, rounded(x), x)
+        size = values_of_example(x)
+        return cheapest_cond(size, active, lambda: rounded(x), lambda: x)
+
+    def with_relu(source):
+        return cheapest_cond(
+            values_of_example(source),
+            active & (low >= 0) & (high <= relu.highest),
+            lambda: rounded(source),
+            lambda: rounded_if_active(relu.function(source)),
+        )
+
     @tf.custom_gradient
     def straight_through_range(x):
         def gradient(dy):
-            cuts = active & (tf.convert_to_tensor(high) > low)
-            lowest, highest = tf.where(cuts, low, -_ANY), tf.where(cuts, high, _ANY)
-            return pass_within(dy, x, lowest, highest, compiled=compiled)
+            cuts = active & (high > low)
+            bounds = tf.where(cuts, low, -_ANY), tf.where(cuts, high, _ANY)
+            if relu is not None:
+                bounds = relu.slope_range(*bounds)
+            return pass_within(dy, x, *bounds, compiled=compiled)
 
-        return cheapest_cond(values_of_example(x), active, rounded, lambda: x), gradient
+        return rounded_if_active(x) if relu is None else with_relu(x), gradient
 
-    return straight_through_range(x)
+    return straight_through_range(x if relu is None else relu.source)
 
 
 def fake_quantize_weight(
