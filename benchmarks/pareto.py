@@ -59,14 +59,15 @@ def _pruned(sparsity):
 
 def ladder(name, epochs):
     """The stages of a row of ours: trainings share the epochs, as TFMOT's do."""
-    parts = LADDER[name]
+    parts = LADDER[name.removesuffix(LABELS)]
+    teacher = [] if name.endswith(LABELS) else [_DISTILL]
     stages, left = [], len(parts)
     for part in parts:
         share = epochs // left
         epochs, left = epochs - share, left - 1
         last = left == 0
         fit = {"epochs": share, "learning_rate": FINE_RATE if last else RATE}
-        stages += [*part, _DISTILL, {"fit": fit}]
+        stages += [*part, *teacher, {"fit": fit}]
     return [*stages, _INT8]
 
 
@@ -91,6 +92,16 @@ LADDER = {
     "20 % of the MACs, 70 % zeros, int8": [[_cut(0.2, 4)], [_pruned(0.7)], _QUANTIZE],
     "half the MACs, 70 % zeros, int4": [[_cut(0.5)], [_pruned(0.7)], _QUANTIZE4],
 }
+# Rows that are trained without distillation too, as all of TFMOT's are.
+LABELS = ", labels alone"
+ROWS = (
+    *LADDER,
+    "int8" + LABELS,
+    "50 % zeros, int8" + LABELS,
+    "80 % zeros, int8" + LABELS,
+    "90 % zeros, int8" + LABELS,
+    "half the MACs, 70 % zeros, int8" + LABELS,
+)
 
 
 def main():
@@ -141,7 +152,7 @@ class _Run:
         (x, y), self.test = self.task.load()
         self.x, self.y = x[: self.args.examples], y[: self.args.examples]
         self.model = self._float_model(keras)
-        wanted = [*LADDER, *(PEER + name for name in TFMOT)]
+        wanted = [*ROWS, *(PEER + name for name in TFMOT)]
         parts = self.args.only.split(";") if self.args.only else [""]
         wanted = [n for n in wanted if any(part in n for part in parts)]
         fresh = False
