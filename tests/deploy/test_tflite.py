@@ -524,3 +524,25 @@ def test_through_a_link_the_file_itself_is_written(tmp_path):
     tfc.export_tflite(model, tmp_path / "link.tflite")
     assert (tmp_path / "link.tflite").is_symlink()
     assert len((tmp_path / "old.tflite").read_bytes()) > 100
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("find", ["argmax", "argmin"])
+def test_a_plain_model_may_end_in_the_index_of_the_class(find, kind, nested, tmp_path):
+    inputs = keras.Input((10,))
+    scores = keras.layers.Dense(4)(inputs)
+    outputs = getattr(keras.ops, find)(scores, axis=-1, keepdims=nested)
+    model = keras.Model(inputs, outputs)
+    if nested:
+        again = keras.Input((10,))
+        model = keras.Model(again, model(again))
+    x = np.random.default_rng(0).normal(size=(64, 10)).astype("float32")
+    path = tmp_path / "m.tflite"
+    data = {"calibration_data": x, "io": "float32"} if kind == "int8" else {}
+    result = tfc.export_tflite(model, path, kind=kind, **data)
+    assert f"ARG_{find[3:].upper()}" in result.operators
+    (found,) = TFLiteRunner(path).predict([x])
+    assert found.shape == ((64, 1) if nested else (64,))
+    same = np.mean(found == model.predict(x, verbose=0))
+    assert same == 1 if kind == "float32" else same > 0.9

@@ -37,12 +37,13 @@ from tfcompress.graph import (
     Graph,
     find_layers,
     flatten,
+    functional,
     rewrite,
     symbolic_inputs,
-    unchanged,
 )
 from tfcompress.passes.distill import Distiller
 from tfcompress.passes.export_graph import is_quantization_aware
+from tfcompress.passes.extreme_index import index_of
 from tfcompress.passes.quantize import quantize_aware
 from tfcompress.passes.strip import strip
 from tfcompress.selection import matches
@@ -329,12 +330,24 @@ def _quantized(model, kind, data):
 
 
 def _plain(model):
-    """The model without our layers, in float32 (mixed precision does not convert)."""
+    """The model without our layers, in what converts.
+
+    Mixed precision does not, nor do Keras' `argmax` and `argmin`.
+    """
     model = strip(model)
     dtypes = {layer.compute_dtype for layer in find_layers(model, keras.layers.Layer)}
-    if not dtypes & {"float16", "bfloat16"}:
+    dtype = "float32" if dtypes & {"float16", "bfloat16"} else None
+    if dtype is None and functional(model) is None:
         return model
-    return rewrite(Graph(flatten(model)), unchanged, dtype="float32")
+    graph = Graph(flatten(model, keep_subclassed=dtype is None))
+    if dtype is None and not any(index_of(call.operation) for call in graph.calls):
+        return model
+    return rewrite(graph, _convertible, dtype=dtype)
+
+
+def _convertible(call, clone, args, kwargs):
+    find = index_of(call.operation)
+    return (find or clone(call.operation))(*args, **kwargs)
 
 
 def _describe(file, floats, content, path, stored):

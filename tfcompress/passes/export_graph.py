@@ -12,7 +12,6 @@ Example:
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from tfcompress.graph import Graph, find_layers, rewrite
@@ -26,6 +25,7 @@ from tfcompress.layers import (
 )
 from tfcompress.numerics.affine import fake_quantize
 from tfcompress.passes.exported_weights import exported_weights, spread
+from tfcompress.passes.extreme_index import index_of
 from tfcompress.passes.quantize_rules import CONVOLUTIONS, TRANSPOSED
 from tfcompress.passes.strip import effective_layer
 
@@ -95,7 +95,6 @@ def exported_range(quantizer):
     return tuple(map(float, on_grid))
 
 
-_EXTREMES = {"Argmax": tf.argmax, "Argmin": tf.argmin}
 # What is a scale and a shift for each channel at inference.
 _PER_CHANNEL = (keras.layers.BatchNormalization, Affine)
 
@@ -122,10 +121,9 @@ class _Export:
                 return args[0]
             if not self._is_float(call):
                 return self._affine(operation)(args[0])
-        if type(operation).__name__ in _EXTREMES and operation.axis is not None:
-            find = _EXTREMES[type(operation).__name__]
-            x = self._read_by_one(call.input_tensors[0], args[0])
-            return _IndexOf(find, operation.axis, operation.keepdims)(x)
+        find = index_of(operation)
+        if find is not None:
+            return find(self._read_by_one(call.input_tensors[0], args[0]))
         return clone(operation)(*args, **kwargs)
 
     def _constant(self, call, x):
@@ -241,23 +239,6 @@ def _apart(rounded, x):
     comes and goes it converts from one scale to the other.
     """
     return keras.ops.squeeze(rounded(keras.ops.expand_dims(x, 1)), 1)
-
-
-class _IndexOf(keras.layers.Layer):
-    """Where along an axis the extreme value is.
-
-    Keras tells -0 from 0 by the bits of floats first, for which TFLite has nothing.
-    """
-
-    def __init__(self, find, axis, keepdims):
-        super().__init__()
-        self.find = find
-        self.axis = axis
-        self.keepdims = keepdims
-
-    def call(self, x):
-        index = self.find(x, axis=self.axis, output_type=tf.int32)
-        return tf.expand_dims(index, self.axis) if self.keepdims else index
 
 
 def fold(wrapper, normalization, *, name=None):
