@@ -363,6 +363,17 @@ def test_operations_that_onnx_computes_from_others(name, opset, tmp_path):
     np.testing.assert_allclose(run(result.path, x)[0], model(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("find", ["argmax", "argmin"])
+def test_the_index_of_the_class_may_be_the_output(find, tmp_path):
+    inputs = keras.Input((10,))
+    outputs = getattr(keras.ops, find)(layers.Dense(4)(inputs), axis=-1)
+    model = keras.Model(inputs, outputs)
+    x = np.random.default_rng(0).normal(size=(64, 10)).astype("float32")
+    result = tfc.export_onnx(model, tmp_path / "m.onnx")
+    found = run(result.path, x)[0]
+    np.testing.assert_array_equal(found, model.predict(x, verbose=0))
+
+
 def test_exact_gelu_in_integers(tmp_path):
     inputs = keras.Input((6,))
     x = layers.Dense(8, activation="gelu")(inputs)

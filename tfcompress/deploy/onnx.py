@@ -42,7 +42,7 @@ from tfcompress.passes.export_graph import (
     export_graph_and_weights,
     is_quantization_aware,
 )
-from tfcompress.passes.strip import strip
+from tfcompress.passes.plain_graph import plain_graph
 
 _CHECKED_EXAMPLES = 8
 _OPSETS = range(13, 19)
@@ -114,7 +114,10 @@ def export_onnx(model, path, *, opset=17, batch_size=None):
     if isinstance(model, Distiller):
         model = model.student
     quantized = is_quantization_aware(model)
-    plain, weights = _graph_and_weights(model) if quantized else (strip(model), [])
+    if quantized:
+        plain, weights = _graph_and_weights(model)
+    else:
+        plain, weights = plain_graph(model, half=True), []
     converted = _convert(plain, opset, batch_size)
     integer_weights = 0
     if quantized:

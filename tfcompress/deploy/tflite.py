@@ -34,18 +34,13 @@ from tfcompress.deploy.tflite_kinds import (
     float_settings,
 )
 from tfcompress.graph import (
-    Graph,
     find_layers,
-    flatten,
-    functional,
-    rewrite,
     symbolic_inputs,
 )
 from tfcompress.passes.distill import Distiller
 from tfcompress.passes.export_graph import is_quantization_aware
-from tfcompress.passes.extreme_index import index_of
+from tfcompress.passes.plain_graph import plain_graph
 from tfcompress.passes.quantize import quantize_aware
-from tfcompress.passes.strip import strip
 from tfcompress.selection import matches
 
 TARGETS = ("edgetpu",)
@@ -221,7 +216,7 @@ def _converted(model, kind, io, data, batch_size, pack, sparse, *, keep_float, e
                 "pass kind='int8'."
             )
         settings = float_settings(kind, sparse=sparse)
-        return convert(_plain(model), batch_size, settings), StoredWeights()
+        return convert(plain_graph(model), batch_size, settings), StoredWeights()
     if edgetpu:
         model = edgetpu_form.mappable_layers(model)
     model, calibration = _with_ranges(model, kind, data)
@@ -313,7 +308,7 @@ def _with_ranges(model, kind, data):
     # The converter crashes on their loops; `quantize_aware` unrolls them.
     if kind in _PRESETS or find_layers(model, keras.layers.RNN):
         return _quantized(model, _PRESETS.get(kind, kind), data), None
-    plain = _plain(model)
+    plain = plain_graph(model)
     return plain, examples(plain, data)
 
 
@@ -327,27 +322,6 @@ def _quantized(model, kind, data):
             f"{err}\n`export_tflite` passed the model through `quantize_aware`. Call "
             "that yourself, which you can tell more, and export what it returns."
         ) from err
-
-
-def _plain(model):
-    """The model without our layers, in what converts.
-
-    Mixed precision does not, nor do Keras' `argmax` and `argmin`.
-    """
-    model = strip(model)
-    dtypes = {layer.compute_dtype for layer in find_layers(model, keras.layers.Layer)}
-    dtype = "float32" if dtypes & {"float16", "bfloat16"} else None
-    if dtype is None and functional(model) is None:
-        return model
-    graph = Graph(flatten(model, keep_subclassed=dtype is None))
-    if dtype is None and not any(index_of(call.operation) for call in graph.calls):
-        return model
-    return rewrite(graph, _convertible, dtype=dtype)
-
-
-def _convertible(call, clone, args, kwargs):
-    find = index_of(call.operation)
-    return (find or clone(call.operation))(*args, **kwargs)
 
 
 def _describe(file, floats, content, path, stored):
