@@ -78,6 +78,7 @@ _QUANTIZE, _QUANTIZE4 = (
 )
 LADDER = {
     "int8": [_QUANTIZE],
+    "trained on, int8": [[], _QUANTIZE],
     "50 % zeros, int8": [[_pruned(0.5)], _QUANTIZE],
     "80 % zeros, int8": [[_pruned(0.8)], _QUANTIZE],
     "90 % zeros, int8": [[_pruned(0.9)], _QUANTIZE],
@@ -97,6 +98,7 @@ LABELS = ", labels alone"
 ROWS = (
     *LADDER,
     "int8" + LABELS,
+    "trained on, int8" + LABELS,
     "50 % zeros, int8" + LABELS,
     "80 % zeros, int8" + LABELS,
     "90 % zeros, int8" + LABELS,
