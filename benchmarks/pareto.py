@@ -13,7 +13,7 @@ on, `--only_print` prints what there is.
 
 Usage:
     python benchmarks/pareto.py --seeds=3
-    python benchmarks/pareto.py --task=imu --seeds=1 --epochs=4 --only="int8,PQAT 80"
+    python benchmarks/pareto.py --task=imu --seeds=1 --epochs=4 --only="int8;PQAT 80"
 """
 
 import argparse

@@ -314,11 +314,17 @@ def main():
         choices=("quantization", "pruning", "clustering"),
         default="quantization",
     )
-    parser.add_argument("--jit_compile", default="", help="of plain,ours (neither)")
+    parser.add_argument(
+        "--jit_compile",
+        choices=("ours", "plain,ours"),
+        help="whose step of `--technique=quantization` XLA compiles (neither)",
+    )
     parser.add_argument("--skip_tfmot", action="store_true")
     parser.add_argument("--skip_memory", action="store_true")
     parser.add_argument("--child", default="")
     args = parser.parse_args()
+    if args.jit_compile and args.technique != "quantization":
+        parser.error("--jit_compile is of --technique=quantization")
     if args.child:
         call = json.loads(args.child)
         print(json.dumps(globals()[call.pop("function")](**call)))
@@ -340,7 +346,7 @@ def main():
             function=f"compare{suffix}", name=name, rounds=args.rounds, **options
         )
         memory = ""
-        if not args.skip_memory:
+        if not (args.skip_memory or jit):
             both = [
                 _child(function="peak", name=name, which=which, **size)
                 for which in ("plain", args.technique)
@@ -348,7 +354,7 @@ def main():
             memory = " against ".join(f"{b.get('mib', 0):.0f}" for b in both[::-1])
         what = "ours / Keras 3" + (f", jit_compile: {' and '.join(jit)}" if jit else "")
         print(_line(name, what, found, memory), flush=True)
-        if not args.skip_tfmot:
+        if not (args.skip_tfmot or jit):
             found = _child(
                 function=f"compare{suffix}_tfmot",
                 name=name,

@@ -55,12 +55,12 @@ _FREEZE = (FusedBatchNormalization, "_train", _normalize_only)
 # What is left -> what stands in for what was taken out.
 PARTS = {
     "all": [],
-    "without cutting gradients outside the range": [_CUT],
     "without watching ranges": [_RANGES],
     "ReLUs computed apart from the rounding behind them": [_APART],
+    "so, and without cutting gradients outside the range": [_APART, _CUT],
     "without the switch of `start_step`": [_START],
     "without the switch of `freeze_batch_norm_step`": [_FREEZE],
-    "without all of these: rounding": [_CUT, _RANGES, _START, _FREEZE],
+    "without all of these: rounding": [_APART, _CUT, _RANGES, _START, _FREEZE],
     "activations not rounded": [(FakeQuant, "call", _same)],
 }
 

@@ -546,3 +546,38 @@ def test_a_plain_model_may_end_in_the_index_of_the_class(find, kind, nested, tmp
     assert found.shape == ((64, 1) if nested else (64,))
     same = np.mean(found == model.predict(x, verbose=0))
     assert same == 1 if kind == "float32" else same > 0.9
+
+
+def test_models_that_need_no_other_form_are_converted_as_they_are(tmp_path):
+    class Own(layers.Layer):
+        """Without a config of its own: it cannot be copied."""
+
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def call(self, x):
+            return x * self.scale
+
+    inner = keras.Input((4,))
+    base = keras.Model(inner, layers.Dense(3)(inner))
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Own(np.float32(2.0))(base(inputs)))
+    tfc.export_tflite(model, tmp_path / "m.tflite", kind="float32")
+    tfc.export_onnx(model, tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_the_index_of_the_class_whatever_the_global_policy(policy, tmp_path):
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy(policy)
+    try:
+        inputs = keras.Input((10,))
+        scores = layers.Dense(4, dtype="float32", name="index_of")(inputs)
+        model = keras.Model(inputs, keras.ops.argmax(scores, axis=-1))
+        x = np.random.default_rng(0).normal(size=(64, 10)).astype("float32")
+        tfc.export_tflite(model, tmp_path / "m.tflite", kind="float32")
+        (found,) = TFLiteRunner(tmp_path / "m.tflite").predict([x])
+        np.testing.assert_array_equal(found, model.predict(x, verbose=0))
+    finally:
+        keras.mixed_precision.set_dtype_policy(before)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfcompress as tfc
 from tfcompress.layers import FakeQuant, fake_quant
 from tfcompress.numerics.affine import fake_quantize
 from tfcompress.numerics.joined_relu import relu_before
@@ -80,8 +81,73 @@ def test_what_else_reads_the_relu_keeps_its_gradient():
     assert found == [0.0, 11.0, 10.0]
 
 
+def test_what_is_known_of_the_shape_stays_known():
+    @tf.function(input_signature=[tf.TensorSpec((None, None))])
+    def shape(x):
+        y = tf.nn.relu(x)
+        y.set_shape((None, 5))
+        assert fake_quantize(y, 0.0, 4.0, relu=relu_before(y)).shape == (None, 5)
+        return x
+
+    shape.get_concrete_function()
+
+
+@pytest.mark.parametrize(
+    "settings, width, joins",
+    [
+        ({"joins_relu": True}, 3000, True),
+        ({"joins_relu": True}, 30, False),
+        ({"joins_relu": True, "symmetric": True}, 3000, False),
+        ({"joins_relu": True, "power_of_two": True}, 3000, False),
+        ({}, 3000, False),
+    ],
+)
+def test_it_is_joined_where_that_costs_less(settings, width, joins):
+    layer = FakeQuant(**settings)
+    layer.set_range(0, 0.0, 4.0)
+
+    @tf.function
+    def slope(x):
+        with tf.GradientTape() as tape:
+            y = tf.nn.relu(x)
+            tape.watch(y)
+            z = layer(y, training=True)
+        return tape.gradient(z, y)
+
+    assert (slope(tf.ones((2, width))) is None) == joins
+
+
+def test_the_models_own_relus_are_joined_and_not_what_it_is_given():
+    inputs = keras.Input((3000,))
+    h = keras.layers.Dense(2100, activation="relu", name="hidden")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(h))
+    qat = tfc.quantize_aware(model)
+    layers = [layer for layer in qat.layers if isinstance(layer, FakeQuant)]
+    joins = {layer.name: layer.joins_relu for layer in layers}
+    assert joins.pop(f"{inputs.name}_quant") is False
+    assert joins and all(joins.values())
+
+    @tf.function
+    def slope(x):
+        with tf.GradientTape() as tape:
+            y = tf.nn.relu(x)
+            tape.watch(y)
+            z = qat(y, training=True)
+        return tape.gradient(z, y)
+
+    assert slope(tf.ones((2, 3000))) is not None
+
+
+@pytest.mark.parametrize("wrap", [tf.constant, tf.Variable])
+def test_tensors_from_outside_the_step_are_taken(wrap):
+    layer = FakeQuant(joins_relu=True)
+    x = wrap(np.ones((2, 3000), "float32"))
+    found = tf.function(lambda: layer(x, training=True))()
+    np.testing.assert_array_equal(found, x)
+
+
 def test_outside_training_the_gradient_reaches_the_output_of_the_relu():
-    layer = FakeQuant()
+    layer = FakeQuant(joins_relu=True)
     layer.set_range(0, 0.0, 4.0)
 
     @tf.function
@@ -104,7 +170,7 @@ def test_a_quantizer_sees_the_ranges_of_what_the_relu_gives(relu, sites, monkeyp
     seen = []
 
     def ranges():
-        layer = FakeQuant(sites=sites)
+        layer = FakeQuant(sites=sites, joins_relu=True)
         if sites == 2:
             layer.set_range(1, -1.0, 1.0)
 
@@ -133,9 +199,9 @@ def test_a_step_of_training_gives_the_same_weights(monkeypatch):
         inputs = keras.Input((12, 12, 3))
         h = keras.layers.Conv2D(24, 3, padding="same")(inputs)
         h = keras.layers.ReLU()(h)
-        h = FakeQuant(name="first")(h)
+        h = FakeQuant(joins_relu=True)(h)
         h = keras.layers.Conv2D(24, 3, padding="same", activation="relu6")(h)
-        h = FakeQuant(name="second")(h)
+        h = FakeQuant(joins_relu=True)(h)
         outputs = keras.layers.Dense(4)(keras.layers.Flatten()(h))
         model = keras.Model(inputs, outputs)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfcompress.graph import allow_depth
 from tfcompress.numerics import activation_range, affine
-from tfcompress.numerics.branch import cheapest_cond, values_of_example
+from tfcompress.numerics.branch import cheapest_cond, is_small, values_of_example
 from tfcompress.numerics.clipped_gradient import is_compiled
 from tfcompress.numerics.joined_relu import relu_before
 
@@ -50,6 +50,9 @@ class FakeQuant(keras.layers.Layer):
             where that costs little (see `activation_range.grid`).
         in_training: Whether to round while training. Off for the probabilities that a
             loss reads: rounded to zero, their logarithm has no gradient of use.
+        joins_relu: Whether a ReLU whose output comes in is computed together with the
+            rounding while training, where that costs less. The gradient then goes to
+            what the ReLU read, and none to its output: for ReLUs of the same model.
 
     Call arguments:
         inputs: Float tensor, any shape.
@@ -77,6 +80,7 @@ class FakeQuant(keras.layers.Layer):
         power_of_two=False,
         ends_on_grid=False,
         in_training=True,
+        joins_relu=False,
         **kwargs,
     ):
         # Whatever comes in goes out in its own dtype, mixed precision or not.
@@ -89,6 +93,7 @@ class FakeQuant(keras.layers.Layer):
         self.power_of_two = power_of_two
         self.ends_on_grid = ends_on_grid
         self.in_training = in_training
+        self.joins_relu = joins_relu
         # In one variable, for a step has hundreds of these to read and to write.
         self.observed = self._state("observed", 0.0, (3, sites))
         self.rounding = self._state("rounding", 1.0)
@@ -112,7 +117,7 @@ class FakeQuant(keras.layers.Layer):
         if training and not self.in_training:
             return inputs
         rounds = self.rounding.value > 0
-        relu = relu_before(inputs) if training and not is_compiled() else None
+        relu = self._joined(inputs) if training else None
         if self.fixed_range is not None:
             low, high = self.fixed_range
         else:
@@ -126,6 +131,13 @@ class FakeQuant(keras.layers.Layer):
         return affine.fake_quantize(
             inputs, low, high, bits=self.bits, active=rounds, relu=relu
         )
+
+    def _joined(self, inputs):
+        """The ReLU that is computed together with the rounding, or `None`."""
+        symmetric = self.symmetric or self.power_of_two
+        if not self.joins_relu or symmetric or is_small(values_of_example(inputs)):
+            return None
+        return None if is_compiled() else relu_before(inputs)
 
     def _grid(self, observed):
         """Lowest and highest value of the grid, and batches seen by any site."""
@@ -215,6 +227,7 @@ class FakeQuant(keras.layers.Layer):
             "power_of_two": self.power_of_two,
             "ends_on_grid": self.ends_on_grid,
             "in_training": self.in_training,
+            "joins_relu": self.joins_relu,
         }
 
 

@@ -60,8 +60,7 @@ def fake_quantize(x, low, high, *, bits=8, active=True, relu=None):
         return cheapest_cond(size, active, lambda: rounded(x), lambda: x)
 
     def with_relu(source):
-        return cheapest_cond(
-            values_of_example(source),
+        return tf.cond(
             active & (low >= 0) & (high <= relu.highest),
             lambda: rounded(source),
             lambda: rounded_if_active(relu.function(source)),
@@ -78,7 +77,11 @@ def fake_quantize(x, low, high, *, bits=8, active=True, relu=None):
 
         return rounded_if_active(x) if relu is None else with_relu(x), gradient
 
-    return straight_through_range(x if relu is None else relu.source)
+    if relu is None:
+        return straight_through_range(x)
+    y = straight_through_range(relu.source)
+    y.set_shape(x.shape)
+    return y
 
 
 def fake_quantize_weight(

@@ -27,7 +27,7 @@ def cheapest_cond(values, condition, first, second):
     Returns:
         What `first` or `second` returns.
     """
-    if values is not None and values <= _SMALL:
+    if is_small(values):
         return tf.nest.map_structure(
             lambda a, b: tf.where(condition, a, b), first(), second()
         )
@@ -35,6 +35,11 @@ def cheapest_cond(values, condition, first, second):
     return tf.cond(
         condition, first, lambda: tf.nest.map_structure(tf.identity, second())
     )
+
+
+def is_small(values):
+    """Whether `cheapest_cond` computes both of so many values (`None`: unknown)."""
+    return values is not None and values <= _SMALL
 
 
 def values_of_example(x):

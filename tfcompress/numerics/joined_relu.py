@@ -53,7 +53,9 @@ def relu_before(x):
         `None` if `x` does not come straight from a ReLU of the graph that is traced
         now, in float32.
     """
-    if tf.executing_eagerly() or x.graph is not tf.compat.v1.get_default_graph():
+    if not tf.is_symbolic_tensor(x):
+        return None
+    if x.graph is not tf.compat.v1.get_default_graph():
         return None
     if x.dtype != tf.float32 or x.op.type not in _RELUS:
         return None

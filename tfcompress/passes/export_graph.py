@@ -25,7 +25,7 @@ from tfcompress.layers import (
 )
 from tfcompress.numerics.affine import fake_quantize
 from tfcompress.passes.exported_weights import exported_weights, spread
-from tfcompress.passes.extreme_index import index_of
+from tfcompress.passes.extreme_index import index_of, is_index
 from tfcompress.passes.quantize_rules import CONVOLUTIONS, TRANSPOSED
 from tfcompress.passes.strip import effective_layer
 
@@ -121,9 +121,9 @@ class _Export:
                 return args[0]
             if not self._is_float(call):
                 return self._affine(operation)(args[0])
-        find = index_of(operation)
-        if find is not None:
-            return find(self._read_by_one(call.input_tensors[0], args[0]))
+        if is_index(operation):
+            x = self._read_by_one(call.input_tensors[0], args[0])
+            return index_of(operation)(x)
         return clone(operation)(*args, **kwargs)
 
     def _constant(self, call, x):

@@ -4,7 +4,7 @@ Keras tells -0 from 0 by the bits of floats first, for which TFLite has no opera
 
 Example:
     ```python
-    find = index_of(call.operation)            # `None` if it is another operation
+    index = index_of(call.operation)(x) if is_index(call.operation) else ...
     ```
 """
 
@@ -14,21 +14,19 @@ import tensorflow as tf
 _FUNCTIONS = {"Argmax": tf.argmax, "Argmin": tf.argmin}
 
 
+def is_index(operation):
+    """Whether it is a `keras.ops.argmax` or `argmin` along an axis."""
+    is_layer = isinstance(operation, keras.layers.Layer)
+    if is_layer or type(operation).__name__ not in _FUNCTIONS:
+        return False
+    return operation.axis is not None
+
+
 def index_of(operation):
-    """The layer that stands for a `keras.ops.argmax` or `argmin` along an axis.
-
-    Args:
-        operation: Keras operation or layer.
-
-    Returns:
-        `IndexOf`, or `None` if `operation` is another or has no axis.
-    """
-    function = _FUNCTIONS.get(type(operation).__name__)
-    if function is None or isinstance(operation, keras.layers.Layer):
-        return None
-    if operation.axis is None:
-        return None
-    return IndexOf(function, operation.axis, operation.keepdims)
+    """The layer that stands for an operation for which `is_index` is true."""
+    function = _FUNCTIONS[type(operation).__name__]
+    name = operation.name
+    return IndexOf(function, operation.axis, operation.keepdims, name=name)
 
 
 class IndexOf(keras.layers.Layer):
@@ -40,8 +38,9 @@ class IndexOf(keras.layers.Layer):
         keepdims: Whether the axis stays, with length 1.
     """
 
-    def __init__(self, function, axis, keepdims):
-        super().__init__()
+    def __init__(self, function, axis, keepdims, **kwargs):
+        # Values are compared as they come in, whatever the global policy.
+        super().__init__(**{"dtype": "float32", "autocast": False} | kwargs)
         self.function = function
         self.axis = axis
         self.keepdims = keepdims

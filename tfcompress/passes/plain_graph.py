@@ -9,7 +9,7 @@ Example:
 import keras
 
 from tfcompress.graph import Graph, find_layers, flatten, functional, rewrite
-from tfcompress.passes.extreme_index import index_of
+from tfcompress.passes.extreme_index import index_of, is_index
 from tfcompress.passes.strip import strip
 
 
@@ -21,8 +21,9 @@ def plain_graph(model, *, half=False):
         half: Whether layers that compute in float16 or bfloat16 may stay so.
 
     Returns:
-        `strip(model)`, or a functional model in float32 with forms of its own for
-        `keras.ops.argmax` and `argmin`.
+        `strip(model)`; where that is in half precision, or a functional model with
+        `keras.ops.argmax` or `argmin`, a copy in float32 or with forms of these that
+        convert.
 
     Raises:
         ValueError: If a subclassed model computes in half precision and may not.
@@ -30,14 +31,24 @@ def plain_graph(model, *, half=False):
     model = strip(model)
     dtypes = {layer.compute_dtype for layer in find_layers(model, keras.layers.Layer)}
     dtype = "float32" if dtypes & {"float16", "bfloat16"} and not half else None
-    if dtype is None and functional(model) is None:
+    if dtype is None and not _finds_index(model):
         return model
     graph = Graph(flatten(model, keep_subclassed=dtype is None))
-    if dtype is None and not any(index_of(call.operation) for call in graph.calls):
-        return model
-    return rewrite(graph, _converts, dtype=dtype)
+    return rewrite(graph, _convertible, dtype=dtype)
 
 
-def _converts(call, clone, args, kwargs):
-    find = index_of(call.operation)
-    return (find or clone(call.operation))(*args, **kwargs)
+def _finds_index(model):
+    """Whether a functional model, or one in it, has an operation for `index_of`."""
+    if functional(model) is None:
+        return False
+    operations = [call.operation for call in Graph(model).calls]
+    return any(
+        is_index(operation)
+        or (isinstance(operation, keras.Model) and _finds_index(operation))
+        for operation in operations
+    )
+
+
+def _convertible(call, clone, args, kwargs):
+    form = index_of if is_index(call.operation) else clone
+    return form(call.operation)(*args, **kwargs)

@@ -299,6 +299,7 @@ class _Quantizer:
                 symmetric=self.config.symmetric_activations,
                 power_of_two=self.config.power_of_two,
                 ends_on_grid=self._holds(group, self.graph.inputs),
+                joins_relu=not self._holds(group, self.graph.inputs),
                 in_training=not (fixed and self._holds(group, self.graph.outputs)),
                 # An input may have any name, a layer none with a space.
                 name=re.sub(
