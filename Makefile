@@ -50,7 +50,7 @@ BAZEL_FETCHED = rules_cc rules_java rules_proto rules_python bazel_skylib remote
 bazel: $(VENV)/.test
 	stubs=$$(mktemp -d) && trap 'rm -rf "$$stubs"' EXIT && \
 	tests/bazel/offline_repositories.sh "$$stubs" && \
-	bazel test $(BAZEL_TARGETS) --test_output=errors --nosandbox_debug --symlink_prefix=/ \
+	PATH="$(abspath $(BIN)):$$PATH" bazel test $(BAZEL_TARGETS) --test_output=errors --nosandbox_debug --symlink_prefix=/ \
 	    --python_path=$(abspath $(BIN))/python --incompatible_use_python_toolchains=false \
 	    $$(for name in $(BAZEL_FETCHED); do echo --override_repository=$$name=$$stubs/$$name; done)
 
