@@ -41,6 +41,18 @@ def test_it_passes_between_the_bounds_themselves_included(
     assert tf.cast(found, tf.float32).numpy().tolist() == passed
 
 
+def test_behind_a_relu_the_gradient_reaches_its_output():
+    @tf.function
+    def slope(x):
+        with tf.GradientTape() as tape:
+            y = tf.nn.relu(x)
+            tape.watch(y)
+            z = fake_quantize(y, 0.0, 4.0)
+        return tape.gradient(z, y)
+
+    assert slope(tf.constant([-1.0, 2.0, 5.0])).numpy().tolist() == [1.0, 1.0, 0.0]
+
+
 def test_a_compiled_step_is_differentiated_from_outside():
     compiled = tf.function(lambda x: fake_quantize(x, -1.0, 1.0), jit_compile=True)
 

@@ -33,10 +33,7 @@ from tfcompress.deploy.tflite_kinds import (
     check_kind,
     float_settings,
 )
-from tfcompress.graph import (
-    find_layers,
-    symbolic_inputs,
-)
+from tfcompress.graph import find_layers, symbolic_inputs
 from tfcompress.passes.distill import Distiller
 from tfcompress.passes.export_graph import is_quantization_aware
 from tfcompress.passes.plain_graph import plain_graph

@@ -291,6 +291,7 @@ class _Quantizer:
         group = self.groups.group(tensor)
         if group not in self.quantizers:
             fixed = self.groups.fixed_range(tensor)
+            holds_input = self._holds(group, self.graph.inputs)
             self.quantizers[group] = FakeQuant(
                 self.config.activation_bits,
                 sites=self.groups.site_count(tensor),
@@ -298,8 +299,8 @@ class _Quantizer:
                 fixed_range=fixed,
                 symmetric=self.config.symmetric_activations,
                 power_of_two=self.config.power_of_two,
-                ends_on_grid=self._holds(group, self.graph.inputs),
-                joins_relu=not self._holds(group, self.graph.inputs),
+                ends_on_grid=holds_input,
+                joins_relu=not holds_input,
                 in_training=not (fixed and self._holds(group, self.graph.outputs)),
                 # An input may have any name, a layer none with a space.
                 name=re.sub(
